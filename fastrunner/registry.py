@@ -194,9 +194,7 @@ class Registry:
     @overload
     def register_module(self, name: type[_T], force: bool = False, module: None = None) -> type[_T]: ...
     @overload
-    def register_module(
-        self, name: str | Sequence[str] | None = None, force: bool = False, *, module: _T
-    ) -> _T: ...
+    def register_module(self, name: str | Sequence[str] | None = None, force: bool = False, *, module: _T) -> _T: ...
 
     def register_module(self, name: Any = None, force: bool = False, module: Any = None) -> Any:
         """Register a class or function, as ``@R.register_module()`` or ``R.register_module(module=Thing)``.
