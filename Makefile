@@ -1,0 +1,52 @@
+# Every target works from a fresh clone: it first sets up .venv, and again when what it was made from has changed.
+PYTHON ?= python3
+BENCH_ARGS ?= --runner iter
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+CSRC := $(shell find csrc)
+CPP := $(filter %.h %.cpp,$(CSRC))
+
+.PHONY: bench test test-slow test-cuda perf lint format clean
+.DELETE_ON_ERROR:
+
+bench: $(READY)  ## train a real model on real data, and say where the time went
+	$(BIN)/python -m fastrunner.bench $(BENCH_ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+test-cuda: $(READY)
+	$(BIN)/python -m pytest -q -m cuda $(PYTEST_ARGS)
+
+perf: $(READY)  ## the benchmark suite: each file answers one question and holds one bar
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || failed=1; done; exit $${failed:-0}
+
+lint: $(READY)  ## checks only; `make format` repairs what can be repaired
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@# mypy sees the package as it is installed: kernels/ as fastrunner.kernels
+	@rm -rf build/typed && mkdir -p build/typed && cp -as $(CURDIR)/fastrunner build/typed/
+	@cp -as $(CURDIR)/kernels build/typed/fastrunner/kernels
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastrunner
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf .venv build dist *.egg-info fastrunner/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first and by version, so that nothing pulls another build of it.
+$(READY): pyproject.toml setup.py CMakeLists.txt $(CSRC)
+	@echo "Setting up .venv and compiling the core; the first time takes a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q torch==2.13.0 -e '.[all]'
+	@touch $@
