@@ -32,7 +32,7 @@ lint: $(READY)  ## checks only; `make format` repairs what can be repaired
 	@# mypy sees the package as it is installed: kernels/ as fastrunner.kernels
 	@rm -rf build/typed && mkdir -p build/typed && cp -as $(CURDIR)/fastrunner build/typed/
 	@cp -as $(CURDIR)/kernels build/typed/fastrunner/kernels
-	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastrunner
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p fastrunner
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(READY)

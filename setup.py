@@ -71,7 +71,9 @@ class CMakeBuild(build_ext):
         ]
         for command in (configure, ["cmake", "--build", str(build_dir), "--parallel", str(os.cpu_count() or 1)]):
             if code := subprocess.run(command).returncode:
-                raise SystemExit(f"fastrunner: `{shlex.join(command)}` failed with exit code {code}; the cause is above.")
+                raise SystemExit(
+                    f"fastrunner: `{shlex.join(command)}` failed with exit code {code}; the cause is above."
+                )
 
 
 # Said first, before pip downloads torch or setuptools copies a file.
