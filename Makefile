@@ -4,11 +4,12 @@ BENCH_ARGS ?= --runner iter
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+INSTALLED := .venv/.installed
 READY := .venv/.ready
 CSRC := $(shell find csrc)
 CPP := $(filter %.h %.cpp,$(CSRC))
 
-.PHONY: bench test test-slow test-cuda perf lint format clean
+.PHONY: bench test test-slow test-cuda perf core lint format clean
 .DELETE_ON_ERROR:
 
 bench: $(READY)  ## train a real model on real data, and say where the time went
@@ -26,13 +27,18 @@ test-cuda: $(READY)
 perf: $(READY)  ## the benchmark suite: each file answers one question and holds one bar
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || failed=1; done; exit $${failed:-0}
 
+core: $(INSTALLED)  ## compile what has changed in csrc, in place
+	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build build/dev
+
 lint: $(READY)  ## checks only; `make format` repairs what can be repaired
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	@# mypy sees the package as it is installed: kernels/ as fastrunner.kernels
 	@rm -rf build/typed && mkdir -p build/typed && cp -as $(CURDIR)/fastrunner build/typed/
 	@cp -as $(CURDIR)/kernels build/typed/fastrunner/kernels
-	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p fastrunner
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fastrunner
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(READY)
@@ -44,9 +50,14 @@ clean:
 	rm -rf .venv build dist *.egg-info fastrunner/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch first and by version, so that nothing pulls another build of it.
-$(READY): pyproject.toml setup.py CMakeLists.txt $(CSRC)
-	@echo "Setting up .venv and compiling the core; the first time takes a few minutes."
+$(INSTALLED): pyproject.toml setup.py
+	@echo "Setting up .venv and compiling the core: a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q torch==2.13.0 -e '.[all]'
+	@touch $@
+
+# pip has just compiled the whole core, or else only its sources have changed since.
+$(READY): $(INSTALLED) CMakeLists.txt $(CSRC)
+	@test $(INSTALLED) -nt $@ || $(MAKE) --no-print-directory core
 	@touch $@

@@ -63,7 +63,6 @@ class CMakeBuild(build_ext):
         shutil.rmtree(build_dir, ignore_errors=True)
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build_dir)),
-            f"-DCMAKE_CXX_COMPILER={shlex.split(os.environ.get('CXX', 'g++'))[0]}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={Path(self.get_ext_fullpath(ext.name)).resolve().parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             *(("-G", "Ninja") if shutil.which("ninja") else ()),

@@ -65,8 +65,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    package = {p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "fastrunner").rglob("*.py*")}
-    kernels = {f"fastrunner/{p.relative_to(REPOSITORY).as_posix()}" for p in (REPOSITORY / "kernels").rglob("*.py*")}
+    package = {p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "fastrunner").rglob("*")}
+    kernels = {f"fastrunner/{p.relative_to(REPOSITORY).as_posix()}" for p in (REPOSITORY / "kernels").rglob("*")}
     sources = {name for name in package | kernels if name.endswith((".py", ".pyi", "/py.typed"))}
     assert {"fastrunner/kernels/__init__.py", "fastrunner/_core.pyi", "fastrunner/py.typed"} <= sources
     assert names == sources | {CORE}
@@ -78,7 +78,7 @@ def test_wheel_is_installed_and_imported_in_a_clean_folder(wheel: Path, tmp_path
     done = pip("install", "--no-deps", "--target", str(target), str(wheel), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # Only the folder and this environment's torch; an editable install of this checkout must not answer.
-    done = run([sys.executable, "-c", f"import sys; sys.path[0] = {str(target)!r}; {LOCATIONS}"], cwd=tmp_path)
+    done = run([sys.executable, "-c", f"import sys; sys.path[0] = {str(target)!r}\n{LOCATIONS}"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         str(target / name) for name in ("fastrunner/__init__.py", CORE, "fastrunner/kernels/__init__.py")
