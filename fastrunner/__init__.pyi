@@ -1,0 +1,162 @@
+from .checkpoint import (
+    get_state_dict as get_state_dict,
+)
+from .checkpoint import (
+    load_checkpoint as load_checkpoint,
+)
+from .checkpoint import (
+    load_state_dict as load_state_dict,
+)
+from .checkpoint import (
+    save_checkpoint as save_checkpoint,
+)
+from .checkpoint import (
+    weights_to_cpu as weights_to_cpu,
+)
+from .config import (
+    Config as Config,
+)
+from .config import (
+    ConfigDict as ConfigDict,
+)
+from .config import (
+    DictAction as DictAction,
+)
+from .data import (
+    Digits as Digits,
+)
+from .data import (
+    IterLoader as IterLoader,
+)
+from .data import (
+    Photos as Photos,
+)
+from .data import (
+    build_dataloader as build_dataloader,
+)
+from .dist import (
+    allreduce_grads as allreduce_grads,
+)
+from .dist import (
+    allreduce_params as allreduce_params,
+)
+from .dist import (
+    get_dist_info as get_dist_info,
+)
+from .dist import (
+    master_only as master_only,
+)
+from .hooks import (
+    CheckpointHook as CheckpointHook,
+)
+from .hooks import (
+    ClosureHook as ClosureHook,
+)
+from .hooks import (
+    EMAHook as EMAHook,
+)
+from .hooks import (
+    FixedLrUpdaterHook as FixedLrUpdaterHook,
+)
+from .hooks import (
+    Hook as Hook,
+)
+from .hooks import (
+    IterTimerHook as IterTimerHook,
+)
+from .hooks import (
+    LoggerHook as LoggerHook,
+)
+from .hooks import (
+    LrUpdaterHook as LrUpdaterHook,
+)
+from .hooks import (
+    OptimizerHook as OptimizerHook,
+)
+from .hooks import (
+    Priority as Priority,
+)
+from .hooks import (
+    StepLrUpdaterHook as StepLrUpdaterHook,
+)
+from .hooks import (
+    TextLoggerHook as TextLoggerHook,
+)
+from .hooks import (
+    get_priority as get_priority,
+)
+from .log import (
+    LogBuffer as LogBuffer,
+)
+from .log import (
+    get_logger as get_logger,
+)
+from .log import (
+    print_log as print_log,
+)
+from .model import (
+    is_module_wrapper as is_module_wrapper,
+)
+from .model import (
+    supervised as supervised,
+)
+from .optim import (
+    DefaultOptimizerConstructor as DefaultOptimizerConstructor,
+)
+from .optim import (
+    FusedSGD as FusedSGD,
+)
+from .optim import (
+    build_optimizer as build_optimizer,
+)
+from .plan.dispatch import HookError as HookError
+from .registry import (
+    DATASETS as DATASETS,
+)
+from .registry import (
+    HOOKS as HOOKS,
+)
+from .registry import (
+    MODELS as MODELS,
+)
+from .registry import (
+    MODULE_WRAPPERS as MODULE_WRAPPERS,
+)
+from .registry import (
+    OPTIMIZER_BUILDERS as OPTIMIZER_BUILDERS,
+)
+from .registry import (
+    OPTIMIZERS as OPTIMIZERS,
+)
+from .registry import (
+    RUNNER_BUILDERS as RUNNER_BUILDERS,
+)
+from .registry import (
+    RUNNERS as RUNNERS,
+)
+from .registry import (
+    Registry as Registry,
+)
+from .registry import (
+    build_from_cfg as build_from_cfg,
+)
+from .runner import (
+    BaseRunner as BaseRunner,
+)
+from .runner import (
+    DefaultRunnerConstructor as DefaultRunnerConstructor,
+)
+from .runner import (
+    EpochBasedRunner as EpochBasedRunner,
+)
+from .runner import (
+    IterBasedRunner as IterBasedRunner,
+)
+from .runner import (
+    Runner as Runner,
+)
+from .runner import (
+    build_runner as build_runner,
+)
+
+__version__: str

@@ -1,0 +1,107 @@
+"""Checkpoint files on disk: written whole or not at all, read safely."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+
+
+def write(checkpoint: dict[str, Any], path: str) -> None:
+    """Save so that ``path`` always holds a whole file: temporary file beside it, flush to disk, rename.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what stood at ``path`` before is untouched.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+    _sync_folder(folder)  # without it, a power cut can lose the rename
+
+
+def link_latest(out_dir: str, filename: str) -> None:
+    """Point ``<out_dir>/latest.pth`` at ``filename`` in the same folder, with no moment at which it points nowhere."""
+    temporary = os.path.join(out_dir, f"latest.pth.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)
+    os.symlink(filename, temporary)
+    os.replace(temporary, os.path.join(out_dir, "latest.pth"))
+
+
+def read(path: str, map_location: Any = None, *, trusted: bool = False) -> Any:
+    """Load a checkpoint file; by default only tensors and plain types, so that a file cannot run code.
+
+    Args:
+        trusted: allow any pickled object. Such a file can run code while it is read.
+    Raises:
+        FileNotFoundError: no such file.
+        RuntimeError: the file is damaged, or holds objects that need ``trusted=True``.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not a checkpoint file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        raise RuntimeError(
+            f"{path} holds more than tensors and plain types ({str(error).splitlines()[0]}); "
+            "if you trust where it comes from, load it with trusted=True"
+        ) from error
+    except (EOFError, RuntimeError, OSError) as error:
+        raise RuntimeError(f"{path} cannot be read ({error}): it is damaged, or not a checkpoint") from error
+
+
+def plain(value: Any, where: str = "meta") -> Any:
+    """``value`` with subclasses and numpy scalars turned into what a safe load accepts.
+
+    Dict subclasses become dicts, numpy scalars and arrays become numbers and lists, paths become strings. Anything else
+    stays as it is, with a warning that names its place: the checkpoint is saved, but reading it takes ``trusted=True``.
+    """
+    if isinstance(value, Mapping):
+        return {plain(k, where): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, (list, set)):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, (tuple, range)):
+        return tuple(plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, _PLAIN):
+        return value
+    warnings.warn(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}: reading this checkpoint back will take "
+        "trusted=True; store numbers, strings, tensors, lists and dicts instead",
+        stacklevel=2,
+    )
+    return value
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,201 @@
+"""From a model to a checkpoint and back, with MMCV's keys and reports.
+
+A file is ``dict(meta, state_dict[, optimizer][, resume])``; ``resume`` is ours, everything else is MMCV's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..dist import get_dist_info
+from ..log.setup import print_log
+from ..model.parallel import is_module_wrapper, unwrap
+from . import file
+
+Optimizers = Optimizer | dict[str, Optimizer]
+REVISE_KEYS = ((r"^module\.", ""),)
+
+
+def weights_to_cpu(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The same tensors on the CPU; ``_metadata`` (module versions) is kept."""
+    on_cpu = OrderedDict((key, value.cpu()) for key, value in state_dict.items())
+    on_cpu._metadata = getattr(state_dict, "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return on_cpu
+
+
+def get_state_dict(module: nn.Module) -> OrderedDict[str, Tensor]:
+    """``module.state_dict()`` without the ``module.`` of wrappers, at any depth."""
+    module = unwrap(module)
+    state: Any = module.state_dict()
+    for wrapper in _wrappers(module):
+        inner = f"{wrapper}.module."
+        renamed: Any = OrderedDict((k.replace(inner, f"{wrapper}.", 1) if k.startswith(inner) else k, v)
+                              for k, v in state.items())  # fmt: skip
+        renamed._metadata = getattr(state, "_metadata", OrderedDict())
+        state = renamed
+    return state  # type: ignore[no-any-return]
+
+
+def _wrappers(module: nn.Module) -> list[str]:
+    """Paths of the wrappers inside ``module``, deepest first, so that renaming one leaves the others' paths true."""
+    paths = [name for name, child in module.named_modules() if name and is_module_wrapper(child)]
+    return sorted(paths, key=lambda path: -path.count("."))
+
+
+def load_state_dict(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    strict: bool = False,
+    logger: logging.Logger | None = None,
+) -> None:
+    """Copy ``state_dict`` into ``module``, looking through wrappers; tensors of another shape are reported, not loaded.
+
+    Args:
+        strict: raise where the keys or shapes do not match, instead of reporting it.
+        logger: where the report goes, on rank 0; None prints it.
+    Raises:
+        RuntimeError: ``strict`` and something does not match, on every rank.
+    """
+    source: Any = OrderedDict(state_dict)
+    metadata = getattr(state_dict, "_metadata", None)
+    missing: list[str] = []
+    unexpected: list[str] = []
+    errors: list[str] = []
+
+    # torch's own load_state_dict raises on other shapes even when not strict, and knows nothing of wrappers.
+    def load(current: nn.Module, prefix: str = "") -> None:
+        current = unwrap(current)
+        local = {} if metadata is None else metadata.get(prefix[:-1], {})
+        current._load_from_state_dict(source, prefix, local, True, missing, unexpected, errors)
+        for name, child in current._modules.items():
+            if child is not None:
+                load(child, f"{prefix}{name}.")
+
+    load(module)
+    missing = [key for key in missing if "num_batches_tracked" not in key]  # files older than that buffer
+    if unexpected:
+        errors.append(f"unexpected key in source state_dict: {', '.join(unexpected)}\n")
+    if missing:
+        errors.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
+    if not errors:
+        return
+    report = "\n".join(["The model and loaded state dict do not match exactly\n", *errors])
+    if strict:
+        raise RuntimeError(report)
+    if get_dist_info()[0] == 0:
+        print_log(report, logger, logging.WARNING)
+
+
+def revise(state_dict: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]]) -> OrderedDict[str, Any]:
+    """The state with each ``(pattern, replacement)`` applied to all keys by ``re.sub``, in order."""
+    revised: Any = OrderedDict(state_dict)
+    for pattern, replacement in revise_keys:
+        revised = OrderedDict((re.sub(pattern, replacement, key), value) for key, value in revised.items())
+    revised._metadata = getattr(state_dict, "_metadata", OrderedDict())
+    return revised  # type: ignore[no-any-return]
+
+
+def load_checkpoint(
+    model: nn.Module,
+    filename: str,
+    map_location: Any = None,
+    strict: bool = False,
+    logger: logging.Logger | None = None,
+    revise_keys: Sequence[tuple[str, str]] = REVISE_KEYS,
+    *,
+    trusted: bool = False,
+) -> dict[str, Any]:
+    """Load the weights of a checkpoint file into ``model`` and return the file's content as it is.
+
+    Args:
+        revise_keys: ``(regular expression, replacement)`` pairs for the keys.
+        trusted: see :func:`fastrunner.checkpoint.file.read`.
+    Raises:
+        FileNotFoundError, RuntimeError: see :func:`fastrunner.checkpoint.file.read`, :func:`load_state_dict`.
+    """
+    if get_dist_info()[0] == 0:
+        print_log(f"load checkpoint from local path: {filename}", logger)
+    checkpoint = file.read(filename, map_location, trusted=trusted)
+    load_state_dict(model, revise(_weights(checkpoint, filename), revise_keys), strict, logger)
+    return checkpoint  # type: ignore[no-any-return]
+
+
+def _weights(checkpoint: Any, filename: str) -> Mapping[str, Any]:
+    if not isinstance(checkpoint, dict):
+        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: it holds a {type(checkpoint).__name__}")
+    return checkpoint.get("state_dict", checkpoint)  # type: ignore[no-any-return]
+
+
+def save_checkpoint(
+    model: nn.Module,
+    filename: str,
+    optimizer: Optimizers | None = None,
+    meta: dict[str, Any] | None = None,
+    *,
+    resume: dict[str, Any] | None = None,
+) -> None:
+    """Write weights, optimizer and meta to ``filename``, whole or not at all.
+
+    ``meta`` gets ``fastrunner_version``, ``time`` and, where the model has them, ``CLASSES``.
+
+    Raises:
+        TypeError: ``meta`` is not a dict.
+    """
+    if meta is not None and not isinstance(meta, dict):
+        raise TypeError(f"meta must be a dict or None, got {type(meta).__name__}")
+    from .. import __version__
+
+    meta = {} if meta is None else meta
+    meta.update(fastrunner_version=__version__, time=time.asctime())
+    classes = getattr(unwrap(model), "CLASSES", None)
+    if classes is not None:
+        meta["CLASSES"] = classes
+    checkpoint: dict[str, Any] = {"meta": file.plain(meta), "state_dict": weights_to_cpu(get_state_dict(model))}
+    if isinstance(optimizer, Optimizer):
+        checkpoint["optimizer"] = optimizer.state_dict()
+    elif isinstance(optimizer, dict):
+        checkpoint["optimizer"] = {name: each.state_dict() for name, each in optimizer.items()}
+    if resume is not None:
+        checkpoint["resume"] = resume
+    file.write(checkpoint, filename)
+
+
+def load_for_resume(
+    model: nn.Module, filename: str, map_location: Any, prefixes: tuple[str, ...], logger: logging.Logger, trusted: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Load the weights; returns the file's content, and its tensors with these prefixes that the model lacks."""
+    logger.info(f"load checkpoint from local path: {filename}")
+    content = file.read(filename, map_location, trusted=trusted)
+    weights = revise(_weights(content, filename), REVISE_KEYS)
+    known = get_state_dict(model)
+    kept = {key: weights.pop(key) for key in list(weights) if key.startswith(prefixes) and key not in known}
+    load_state_dict(model, weights, logger=logger)
+    return content, kept
+
+
+def load_optimizer(optimizer: Optimizers | None, checkpoint: dict[str, Any]) -> None:
+    """Give the optimizer, or each of a dict of them, its state from ``checkpoint``."""
+    state = checkpoint["optimizer"]
+    if isinstance(optimizer, Optimizer):
+        optimizer.load_state_dict(state)
+    elif isinstance(optimizer, dict):
+        for name, each in optimizer.items():
+            if name not in state:
+                raise KeyError(f"the checkpoint has no state for optimizer {name!r}, only for {sorted(state)}")
+            each.load_state_dict(state[name])
+    else:
+        raise TypeError(
+            f"the checkpoint holds an optimizer's state, but the runner's optimizer is {type(optimizer).__name__}; "
+            "give the runner one, or resume with resume_optimizer=False"
+        )
+
+
+__all__ = ["get_state_dict", "load_checkpoint", "load_state_dict", "save_checkpoint", "weights_to_cpu"]

@@ -1,0 +1,109 @@
+"""When checkpoints are written, and which old ones go."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..dist import allreduce_params
+from ..registry import HOOKS
+from .hook import Hook
+
+if TYPE_CHECKING:
+    from ..runner.base import BaseRunner
+
+
+@HOOKS.register_module()
+class CheckpointHook(Hook):
+    """Saves checkpoints on rank 0.
+
+    Args:
+        interval: epochs or iterations between two checkpoints; -1: none but the last.
+        by_epoch: count epochs; otherwise iterations.
+        save_optimizer: put the optimizer's state into the file.
+        out_dir: folder for a subfolder named as the work_dir; by default the work_dir itself.
+        max_keep_ckpts: delete older ones beyond this many, once the new one is on disk; -1 keeps all.
+        save_last: also save after the last epoch or iteration, and when ``runner.stop()`` ends the run.
+        sync_buffer: average the model's floating-point buffers over the ranks first.
+        **kwargs: further arguments of ``runner.save_checkpoint``, e.g. ``filename_tmpl``, ``create_symlink``, ``meta``.
+    """
+
+    def __init__(
+        self,
+        interval: int = -1,
+        by_epoch: bool = True,
+        save_optimizer: bool = True,
+        out_dir: str | None = None,
+        max_keep_ckpts: int = -1,
+        save_last: bool = True,
+        sync_buffer: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.save_optimizer = save_optimizer
+        self.out_dir = out_dir
+        self.max_keep_ckpts = max_keep_ckpts
+        self.save_last = save_last
+        self.sync_buffer = sync_buffer
+        self.args = kwargs
+        self._saved_iter = -1  # counted iterations of the newest checkpoint
+
+    def before_run(self, runner: BaseRunner) -> None:
+        if not self.out_dir:
+            self.out_dir = runner.work_dir
+        elif self.out_dir != runner.work_dir:
+            self.out_dir = os.path.join(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+            runner.logger.info(f"Checkpoints will be saved to {self.out_dir}.")
+
+    def after_train_epoch(self, runner: BaseRunner) -> None:
+        if not self.by_epoch:
+            return
+        if self.every_n_epochs(runner, self.interval) or (self.save_last and self.is_last_epoch(runner)):
+            runner.logger.info(f"Saving checkpoint at {runner.epoch + 1} epochs")
+            self._sync_and_save(runner)
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        if self.by_epoch:
+            return
+        if self.every_n_iters(runner, self.interval) or (self.save_last and self.is_last_iter(runner)):
+            runner.logger.info(f"Saving checkpoint at {runner.iter + 1} iterations")
+            self._sync_and_save(runner)
+
+    def after_run(self, runner: BaseRunner) -> None:
+        if runner.stop_reason is not None and self.save_last and self._saved_iter != runner.iter:
+            runner.logger.info(f"Saving checkpoint at {runner.iter} iterations, where the run was stopped")
+            # The counters have moved on already: the number of finished iterations is iter itself.
+            self._sync_and_save(runner, filename_tmpl=f"iter_{runner.iter}.pth")
+
+    def _sync_and_save(self, runner: BaseRunner, **kwargs: Any) -> None:
+        if self.sync_buffer:
+            allreduce_params(runner.model.buffers())
+        if runner.rank == 0:
+            self._save_checkpoint(runner, **kwargs)
+
+    def _save_checkpoint(self, runner: BaseRunner, **kwargs: Any) -> None:
+        """Save, note the path in ``meta.hook_msgs.last_ckpt``, then delete what is too old."""
+        assert self.out_dir is not None
+        current = runner.epoch + 1 if self.by_epoch else runner.iter + 1
+        name_of = self.args.get("filename_tmpl", "epoch_{}.pth" if self.by_epoch else "iter_{}.pth")
+        filename = kwargs.get("filename_tmpl", name_of.format(current))
+        # The runner's own template counts its own unit, so the name is given whole.
+        args = {"save_optimizer": self.save_optimizer, **self.args, "filename_tmpl": filename.replace("{", "{{")}
+        runner.save_checkpoint(self.out_dir, **args)
+        self._saved_iter = runner.saved_iter
+
+        if runner.meta is not None:
+            last = os.path.join(self.out_dir, filename)
+            runner.meta.setdefault("hook_msgs", {})["last_ckpt"] = last
+        if self.max_keep_ckpts > 0 and "filename_tmpl" not in kwargs:
+            self._delete_old(name_of, current)
+
+    def _delete_old(self, name_of: str, current: int) -> None:
+        """Delete from the newest that is too old backwards, until one is missing."""
+        assert self.out_dir is not None
+        for step in range(current - self.max_keep_ckpts * self.interval, 0, -self.interval):
+            path = os.path.join(self.out_dir, name_of.format(step))
+            if not os.path.isfile(path):
+                break
+            os.remove(path)

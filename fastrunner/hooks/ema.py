@@ -1,0 +1,110 @@
+"""Exponential moving average of the parameters.
+
+    ema <- ema * (1 - m) + m * p          m = min(momentum**interval, (1 + iter) / (warm_up + iter))
+Source: MMCV 1.x's EMAHook, formula and names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.parallel import unwrap
+from ..registry import HOOKS
+from .hook import Hook
+
+if TYPE_CHECKING:
+    from ..runner.base import BaseRunner
+
+PREFIX = "ema_"
+
+
+@HOOKS.register_module()
+class EMAHook(Hook):
+    """Keeps an average of every parameter in a buffer of the model, ``ema_`` + its name with ``.`` as ``_``.
+
+    In the epoch runner the two are swapped at the end of each epoch and back at the start of the next: what runs
+    between epochs (evaluation, the val workflow, checkpoints with a lower priority) sees the averages, and the buffers
+    hold the raw weights. Buffers such as BatchNorm's statistics are not averaged; frozen parameters are.
+
+    Args:
+        momentum: weight of the newest parameters, in (0, 1).
+        interval: iterations between two updates of the average; it acts at iterations 0, interval, 2 * interval, ...
+        warm_up: a larger number makes the first averages follow the parameters longer.
+        resume_from: path of a checkpoint to resume from once the buffers exist.
+    Raises:
+        ValueError: interval or momentum out of range.
+    Cost: two passes over parameters and averages, 20 B a float32 value, every ``interval`` iterations.
+    """
+
+    buffer_prefix = PREFIX  # a resume keeps tensors of this prefix for the hook until the buffers exist
+
+    def __init__(
+        self, momentum: float = 0.0002, interval: int = 1, warm_up: int = 100, resume_from: str | None = None
+    ) -> None:
+        if not isinstance(interval, int) or interval <= 0:
+            raise ValueError(f"interval must be an int > 0, got {interval!r}")
+        if not 0 < momentum < 1:
+            raise ValueError(f"momentum must be in (0, 1), got {momentum}")
+        if not warm_up >= 0:
+            raise ValueError(f"warm_up must be >= 0, got {warm_up}")
+        self.warm_up = warm_up
+        self.interval = interval
+        self.momentum = momentum**interval
+        self.checkpoint = resume_from
+        self.param_ema_buffer: dict[str, str] = {}
+        self.model_parameters: dict[str, nn.Parameter] = {}
+        self.model_buffers: dict[str, Tensor] = {}
+        self._swapped = False  # the parameters hold the averages, the buffers the raw weights
+        self._params: list[Tensor] = []
+        self._averages: list[Tensor] = []
+
+    def before_run(self, runner: BaseRunner) -> None:
+        model = unwrap(runner.model)
+        self.model_parameters = dict(model.named_parameters())
+        self.param_ema_buffer = {name: PREFIX + name.replace(".", "_") for name in self.model_parameters}
+        for name, param in self.model_parameters.items():
+            # Tensors that a resume found in the file but not in the model are ours, if the name fits.
+            resumed = runner.resumed_buffers.get(self.param_ema_buffer[name])
+            value = param.detach().clone() if resumed is None else resumed.to(param, copy=True)
+            model.register_buffer(self.param_ema_buffer[name], value)
+        self.model_buffers = dict(model.named_buffers())
+        self._params = list(self.model_parameters.values())
+        self._averages = [self.model_buffers[name] for name in self.param_ema_buffer.values()]
+        if self.checkpoint is not None:
+            runner.resume(self.checkpoint)
+
+    @torch.no_grad()
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        cur_iter = runner._iter
+        if cur_iter % self.interval != 0:
+            return
+        # warm_up=0 would divide by zero at iteration 0, where the bound is anyway above any momentum.
+        bound = (1 + cur_iter) / (self.warm_up + cur_iter) if self.warm_up + cur_iter else 1.0
+        momentum = min(self.momentum, bound)
+        torch._foreach_mul_(self._averages, 1 - momentum)
+        torch._foreach_add_(self._averages, self._params, alpha=momentum)
+
+    def before_train_epoch(self, runner: BaseRunner) -> None:
+        if self._swapped:
+            self._swap()
+
+    def after_train_epoch(self, runner: BaseRunner) -> None:
+        if not self._swapped:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for param, average in zip(self._params, self._averages, strict=True):
+            raw = param.clone()
+            param.copy_(average)
+            average.copy_(raw)
+        self._swapped = not self._swapped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"swapped": self._swapped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._swapped = bool(state["swapped"])

@@ -1,0 +1,1 @@
+"""From hooks and configs to something flat: dispatch tables now, lowered steps to come."""

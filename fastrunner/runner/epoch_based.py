@@ -1,0 +1,158 @@
+"""The epoch runner: passes over the data, with hooks before and after each."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from ..data.loader import start_epoch
+from ..registry import RUNNERS
+from .base import BaseRunner, Workflow
+
+
+@RUNNERS.register_module()
+class EpochBasedRunner(BaseRunner):
+    """Trains epoch by epoch. A workflow entry ``("train", 2)`` is two epochs, ``("val", 1)`` a pass without updates."""
+
+    _flow = 0  # entry of the workflow that runs
+    _flow_done = 0  # epochs of it that are finished
+    _midway = False  # inside an epoch that is not used up
+    _first_iter = 0  # value of _iter at the first batch of the epoch
+    _start = 0  # batch that the next epoch starts from: not 0 after a resume in the middle of one
+
+    def run(self, data_loaders: list[Any], workflow: Workflow, max_epochs: int | None = None, **kwargs: Any) -> None:
+        """Run the workflow, over and over, until ``max_epochs`` are trained.
+
+        Args:
+            data_loaders: one source of batches for each entry of the workflow.
+            workflow: list of ``(mode, epochs)``; the modes are names of methods of the runner.
+            **kwargs: passed to ``train`` and ``val``, and on to the model's ``train_step``.
+        Raises:
+            TypeError, ValueError: bad arguments, an empty loader, a workflow that does not train.
+            HookError: a hook raised; it is also an instance of what was raised.
+        """
+        if max_epochs is not None:
+            warnings.warn(
+                "setting max_epochs in run is deprecated, please set max_epochs in runner_config",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            self._max_epochs = max_epochs
+        self._begin(data_loaders, workflow, "_max_epochs", "epochs")
+        for (mode, _), loader in zip(workflow, data_loaders, strict=True):
+            if mode == "train":
+                self._max_iters = self._max_epochs * len(loader)  # type: ignore[operator]
+                break
+        with self._running():
+            self._before_run()
+            flow, done, loaders = self._take_resumed()
+            self._start = loaders[flow]["position"]
+            while self._epoch < self._max_epochs:  # type: ignore[operator]
+                for self._flow in range(flow, len(workflow)):
+                    mode, epochs = workflow[self._flow]
+                    for self._flow_done in range(done, epochs):
+                        if self._over(mode):
+                            break
+                        getattr(self, mode)(data_loaders[self._flow], **kwargs)
+                        self._flow_done += not self._midway
+                    done = 0
+                flow = 0
+                if self.stop_reason is not None:
+                    break
+            self.call_hook("after_run")
+
+    def _over(self, mode: str) -> bool:
+        return self.stop_reason is not None or (mode == "train" and self._epoch >= self._max_epochs)  # type: ignore[operator]
+
+    def train(self, data_loader: Any, **kwargs: Any) -> None:
+        """One epoch."""
+        self.model.train()
+        self.mode = "train"
+        self.data_loader = data_loader
+        if self._max_epochs is not None:
+            self._max_iters = self._max_epochs * len(data_loader)
+        start, self._start = self._start, 0
+        self._first_iter = self._iter - start
+        self._midway = True
+        self._plan = None  # what was changed on hooks between epochs counts
+        plan = self.current_plan()
+        plan.fire(plan.before_train_epoch, self)
+
+        batches = enumerate(start_epoch(data_loader, self._epoch, start), start)
+        for self._inner_iter, self.data_batch in batches:
+            plan = self.current_plan()
+            plan.fire(plan.before_train_iter, self)
+            self.run_iter(self.data_batch, train_mode=True, **kwargs)
+            self._uncounted = "iter"
+            plan.fire(plan.after_train_iter, self)
+            self._uncounted = ""
+            del self.data_batch
+            self._iter += 1
+            if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
+                return
+
+        self._midway = False
+        self._uncounted = "epoch"
+        plan = self.current_plan()
+        plan.fire(plan.after_train_epoch, self)
+        self._uncounted = ""
+        self._epoch += 1
+
+    @torch.no_grad()
+    def val(self, data_loader: Any, **kwargs: Any) -> None:
+        """One pass without updates; counters of training stay."""
+        self.model.eval()
+        self.mode = "val"
+        self.data_loader = data_loader
+        plan = self.current_plan()
+        plan.fire(plan.before_val_epoch, self)
+        batches = enumerate(start_epoch(data_loader, self._epoch))
+        for self._inner_iter, self.data_batch in batches:
+            plan = self.current_plan()
+            plan.fire(plan.before_val_iter, self)
+            self.run_iter(self.data_batch, train_mode=False)
+            plan.fire(plan.after_val_iter, self)
+            del self.data_batch
+            if self.stop_reason is not None:
+                return
+        plan.fire(plan.after_val_epoch, self)
+
+    def workflow_state(self) -> dict[str, Any]:
+        return {"entries": self._workflow, "flow": self._flow, "done": self._flow_done + (self._uncounted == "epoch")}
+
+    def loader_states(self) -> list[dict[str, Any]]:
+        position = self.finished_iters - self._first_iter if self._midway else 0
+        states = []
+        for number, source in enumerate(self._sources):
+            state = {"epoch": self.finished_epochs, "position": position if number == self._flow else 0}
+            seed = getattr(source, "seed", None)
+            states.append(state if seed is None else {**state, "seed": seed})
+        return states
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename_tmpl: str = "epoch_{}.pth",
+        save_optimizer: bool = True,
+        meta: dict[str, Any] | None = None,
+        create_symlink: bool = True,
+    ) -> None:
+        """Write ``<out_dir>/<filename_tmpl with epoch + 1>``, and point ``latest.pth`` at it.
+
+        Args:
+            meta: gets runner.meta, ``epoch`` and ``iter`` added.
+        Raises:
+            TypeError: ``meta`` is not a dict.
+        """
+        self._save(out_dir, filename_tmpl.format(self.epoch + 1), meta, save_optimizer, create_symlink)
+
+
+@RUNNERS.register_module()
+class Runner(EpochBasedRunner):
+    """MMCV's old name of EpochBasedRunner."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn("Runner was deprecated, please use EpochBasedRunner", DeprecationWarning, stacklevel=2)
+        super().__init__(*args, **kwargs)

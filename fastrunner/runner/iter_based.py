@@ -1,0 +1,156 @@
+"""The iteration runner: endless data, counted in iterations."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from ..data.loader import IterLoader
+from ..hooks.logger.base import LoggerHook
+from ..registry import RUNNERS
+from .base import BaseRunner, Workflow
+from .register import TIMER
+
+
+@RUNNERS.register_module()
+class IterBasedRunner(BaseRunner):
+    """Trains iteration by iteration. A workflow entry ``("train", 2)`` is two iterations.
+
+    ``before_epoch`` and ``after_epoch`` fire once, around the loop; no other epoch stage does.
+    """
+
+    _flow = 0  # entry of the workflow that runs
+    _set_mode = True  # the next train iteration calls model.train(), whatever model.training says
+
+    def run(self, data_loaders: list[Any], workflow: Workflow, max_iters: int | None = None, **kwargs: Any) -> None:
+        """Run the workflow, over and over, until ``max_iters`` are trained.
+
+        Args and errors: as :meth:`EpochBasedRunner.run`; each data loader becomes an :class:`IterLoader`.
+        """
+        if max_iters is not None:
+            warnings.warn(
+                "setting max_iters in run is deprecated, please set max_iters in runner_config",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            self._max_iters = max_iters
+        self._begin(data_loaders, workflow, "_max_iters", "iters")
+        with self._running():
+            self._before_run()
+            flow, done, states = self._take_resumed()
+            loaders = [IterLoader(source) for source in data_loaders]
+            for loader, state in zip(loaders, states, strict=True):
+                loader.seek(state["epoch"], state["position"])
+            self._sources = loaders
+            self.data_loader = next(
+                loader for loader, (mode, _) in zip(loaders, workflow, strict=True) if mode == "train"
+            )
+            self._set_mode = True
+            self.call_hook("before_epoch")
+            self._plan = self._make_plan()
+            # Nothing clears the histories between epochs here; keep what the loggers average over.
+            self.log_buffer.window = max((h.interval for h in self._hooks if isinstance(h, LoggerHook)), default=1)
+
+            while self._iter < self._max_iters and self.stop_reason is None:  # type: ignore[operator]
+                for self._flow in range(flow, len(workflow)):
+                    mode, iters = workflow[self._flow]
+                    self._inner_iter = done
+                    for _ in range(done, iters):
+                        if self.stop_reason is not None or (mode == "train" and self._iter >= self._max_iters):  # type: ignore[operator]
+                            break
+                        getattr(self, mode)(loaders[self._flow], **kwargs)
+                    done = 0
+                flow = 0
+            self.call_hook("after_epoch")
+            self.call_hook("after_run")
+
+    def train(self, data_loader: Any, **kwargs: Any) -> None:
+        """One iteration."""
+        if self._set_mode or not self.model.training:
+            self.model.train()  # walks all modules: only where something may have changed the mode
+            self._set_mode = False
+        self.mode = "train"
+        self.data_loader = data_loader
+        self.data_batch = next(data_loader)
+        self._epoch = data_loader.epoch
+        plan = self.current_plan()
+        plan.fire(plan.before_train_iter, self)
+        self.run_iter(self.data_batch, train_mode=True, **kwargs)
+        self._uncounted = "iter"
+        plan.fire(plan.after_train_iter, self)
+        self._uncounted = ""
+        del self.data_batch
+        self._inner_iter += 1
+        self._iter += 1
+
+    @torch.no_grad()
+    def val(self, data_loader: Any, **kwargs: Any) -> None:
+        """One batch without an update."""
+        self.model.eval()
+        self._set_mode = True
+        self.mode = "val"
+        self.data_loader = data_loader
+        self.data_batch = next(data_loader)
+        plan = self.current_plan()
+        plan.fire(plan.before_val_iter, self)
+        self.run_iter(self.data_batch, train_mode=False, **kwargs)
+        plan.fire(plan.after_val_iter, self)
+        del self.data_batch
+        self._inner_iter += 1
+
+    def _val_step(self, data_batch: Any, **kwargs: Any) -> Any:
+        return self.model.val_step(data_batch, **kwargs)  # no optimizer here, unlike the epoch runner: as in MMCV
+
+    def workflow_state(self) -> dict[str, Any]:
+        return {"entries": self._workflow, "flow": self._flow, "done": self._inner_iter + (self._uncounted == "iter")}
+
+    def loader_states(self) -> list[dict[str, Any]]:
+        states = []
+        for loader in self._sources:
+            state = {"epoch": getattr(loader, "epoch", 0), "position": getattr(loader, "position", 0)}
+            seed = getattr(getattr(loader, "dataloader", loader), "seed", None)
+            states.append(state if seed is None else {**state, "seed": seed})
+        return states
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename_tmpl: str = "iter_{}.pth",
+        meta: dict[str, Any] | None = None,
+        save_optimizer: bool = True,
+        create_symlink: bool = True,
+    ) -> None:
+        """Write ``<out_dir>/<filename_tmpl with iter + 1>``, and point ``latest.pth`` at it.
+
+        The order of the arguments is MMCV's, and not EpochBasedRunner's.
+        """
+        self._save(out_dir, filename_tmpl.format(self.iter + 1), meta, save_optimizer, create_symlink)
+
+    def register_training_hooks(
+        self,
+        lr_config: Any,
+        optimizer_config: Any = None,
+        checkpoint_config: Any = None,
+        log_config: Any = None,
+        momentum_config: Any = None,
+        timer_config: Any = TIMER,
+        custom_hooks_config: Any = None,
+    ) -> None:
+        """As the base method; lr, momentum, checkpoints and logs count iterations unless they say ``by_epoch``."""
+
+        def by_iter(config: Any) -> Any:
+            return {"by_epoch": False, **config} if isinstance(config, dict) else config
+
+        if log_config is not None:
+            log_config = {**log_config, "hooks": [by_iter(info) for info in log_config.get("hooks", ())]}
+        super().register_training_hooks(
+            lr_config=by_iter(lr_config),
+            optimizer_config=optimizer_config,
+            checkpoint_config=by_iter(checkpoint_config),
+            log_config=log_config,
+            momentum_config=by_iter(momentum_config),
+            timer_config=timer_config,
+            custom_hooks_config=custom_hooks_config,
+        )
