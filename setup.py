@@ -21,22 +21,22 @@ MIN_GXX = 11  # the first with the C++20 that csrc/ uses
 COMPILING = {"dist_info", "bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"}
 
 
-def gxx_version(command: list[str]) -> int | None:
-    """Major version of a GNU compiler; None if there is none, or it is clang (whose OpenMP is not torch's)."""
+def compiler_problem(command: list[str]) -> str | None:
+    """What is wrong with the compiler, in a few words; clang counts as wrong, since its OpenMP is not torch's."""
     if shutil.which(command[0]) is None:
-        return None
+        return f"{command[0]} not found"
     probe = [*command, "-dM", "-E", "-x", "c++", os.devnull]
     lines = subprocess.run(probe, capture_output=True, text=True).stdout.splitlines()
     macros = dict(line.split(maxsplit=2)[1:] for line in lines if len(line.split()) > 2)
-    return None if "__clang__" in macros or "__GNUC__" not in macros else int(macros["__GNUC__"])
+    if "__clang__" in macros or "__GNUC__" not in macros:
+        return f"{command[0]} is not GNU"
+    version = int(macros["__GNUC__"])
+    return f"{command[0]} is version {version}" if version < MIN_GXX else None
 
 
 def missing_tool() -> str | None:
     """One sentence that says what to install, or None if everything is there."""
-    cxx = shlex.split(os.environ.get("CXX", "g++"))
-    version = gxx_version(cxx)
-    if version is None or version < MIN_GXX:
-        found = f"{cxx[0]} not found or not GNU" if version is None else f"{cxx[0]} is version {version}"
+    if found := compiler_problem(shlex.split(os.environ.get("CXX", "g++"))):
         return (
             f"fastrunner compiles a C++20 core and needs g++ >= {MIN_GXX} ({found}): "
             "install it (Debian: apt install g++ cmake), then run the same command again."

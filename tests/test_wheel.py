@@ -118,8 +118,8 @@ NEW = "#!/bin/sh\necho '#define __GNUC__ 12'\n"
 @pytest.mark.parametrize(
     ("compiler", "sentence"),
     [
-        (None, "needs g++ >= 11 (g++ not found or not GNU): install it (Debian: apt install g++ cmake)"),
-        (CLANG, "needs g++ >= 11 (g++ not found or not GNU): install it (Debian: apt install g++ cmake)"),
+        (None, "needs g++ >= 11 (g++ not found): install it (Debian: apt install g++ cmake)"),
+        (CLANG, "needs g++ >= 11 (g++ is not GNU): install it (Debian: apt install g++ cmake)"),
         (OLD, "needs g++ >= 11 (g++ is version 10): install it (Debian: apt install g++ cmake)"),
         (NEW, "needs CMake >= 3.20 (cmake not found): install it (pip install cmake, or Debian: apt install cmake)"),
     ],
