@@ -99,14 +99,17 @@ def test_old_forms_still_work_and_warn():
     assert r.module_dict == {"Anchor": Anchor, "Bare": Bare, "Called": Called}
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(force=1), "force must be a bool, got int"),
-    (dict(name=3), "name must be None, a str or a sequence of str, got int"),
-    (dict(name=["a", 1]), "name must be None, a str or a sequence of str, got list"),
-    (dict(name=make_anchor), "with parentheses"),  # a bare decorator on a function
-    (dict(module=Anchor()), "only a class or a function can be registered, got Anchor"),
-    (dict(module="Anchor"), "only a class or a function can be registered, got str"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(force=1), "force must be a bool, got int"),
+        (dict(name=3), "name must be None, a str or a sequence of str, got int"),
+        (dict(name=["a", 1]), "name must be None, a str or a sequence of str, got list"),
+        (dict(name=make_anchor), "with parentheses"),  # a bare decorator on a function
+        (dict(module=Anchor()), "only a class or a function can be registered, got Anchor"),
+        (dict(module="Anchor"), "only a class or a function can be registered, got str"),
+    ],
+)
 def test_wrong_types_are_refused_when_registering(arguments, message):
     with pytest.raises(TypeError, match=message):
         Registry("r").register_module(**arguments)
@@ -120,11 +123,14 @@ def test_scope_is_the_package_of_the_caller():
     assert Registry("r", scope="mine").scope == "mine"
 
 
-@pytest.mark.parametrize("key, expected", [
-    ("ResNet", (None, "ResNet")),
-    ("mmdet.ResNet", ("mmdet", "ResNet")),
-    ("mmdet.mmyolo.ResNet", ("mmdet", "mmyolo.ResNet")),
-])
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("ResNet", (None, "ResNet")),
+        ("mmdet.ResNet", ("mmdet", "ResNet")),
+        ("mmdet.mmyolo.ResNet", ("mmdet", "mmyolo.ResNet")),
+    ],
+)
 def test_split_scope_key(key, expected):
     assert Registry.split_scope_key(key) == expected
 
@@ -142,22 +148,25 @@ def tree() -> dict[str, Registry]:
     return nodes
 
 
-@pytest.mark.parametrize("asked, key, found", [
-    ("root", "Net", "root"),
-    ("root", "root.Net", "root"),
-    ("root", "det.Net", "det"),
-    ("root", "det.yolo.Net", "yolo"),
-    ("det", "Net", "det"),
-    ("det", "yolo.Net", "yolo"),
-    ("det", "root.Net", "root"),
-    ("det", "seg.Net", "seg"),  # a sibling, through the root
-    ("yolo", "seg.Net", "seg"),
-    ("yolo", "root.Net", "root"),
-    ("yolo", "mmcv.Net", "root"),
-    ("yolo", "fastrunner.Net", "root"),
-    ("root", "mmcv.Net", "root"),
-    ("root", "fastrunner.det.yolo.Net", None),  # ours is a prefix of a name, not of a path
-])
+@pytest.mark.parametrize(
+    ("asked", "key", "found"),
+    [
+        ("root", "Net", "root"),
+        ("root", "root.Net", "root"),
+        ("root", "det.Net", "det"),
+        ("root", "det.yolo.Net", "yolo"),
+        ("det", "Net", "det"),
+        ("det", "yolo.Net", "yolo"),
+        ("det", "root.Net", "root"),
+        ("det", "seg.Net", "seg"),  # a sibling, through the root
+        ("yolo", "seg.Net", "seg"),
+        ("yolo", "root.Net", "root"),
+        ("yolo", "mmcv.Net", "root"),
+        ("yolo", "fastrunner.Net", "root"),
+        ("root", "mmcv.Net", "root"),
+        ("root", "fastrunner.det.yolo.Net", None),  # ours is a prefix of a name, not of a path
+    ],
+)
 def test_scoped_lookup(tree, asked, key, found):
     got = tree[asked].get(key)
     assert (got and got.__name__) == found
@@ -229,18 +238,33 @@ def test_default_args_fill_in_and_never_override(zoo):
     assert list(built.rest) == ["b", "a"]
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda r: build_from_cfg("Anchor", r), TypeError, "cfg must be a dict, got str"),
-    (lambda r: build_from_cfg(dict(size=1), r), KeyError, 'must contain the key "type"'),
-    (lambda r: build_from_cfg(dict(size=1), r, dict(size=2)), KeyError, 'must contain the key "type"'),
-    (lambda r: build_from_cfg(dict(type="Anchor"), "zoo"), TypeError, "registry must be a Registry, got str"),
-    (lambda r: build_from_cfg(dict(type="Anchor"), r, 3), TypeError, "default_args must be a dict or None, got int"),
-    (lambda r: build_from_cfg(dict(type=3), r), TypeError, "a class or a function, got int"),
-    (lambda r: build_from_cfg(dict(type="ancor"), r), KeyError, "ancor is not in the zoo registry; did you mean An"),
-    (lambda r: build_from_cfg(dict(type="mmcv.Ancor"), r), KeyError, "mmcv.Ancor is not in the zoo registry; did you"),
-    (lambda r: build_from_cfg(dict(type="Xyzzy"), r), KeyError, "import the module that registers Xyzzy"),
-    (lambda r: build_from_cfg(dict(type="no.Anchor"), r), KeyError, "unknown scope 'no'"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda r: build_from_cfg("Anchor", r), TypeError, "cfg must be a dict, got str"),
+        (lambda r: build_from_cfg(dict(size=1), r), KeyError, 'must contain the key "type"'),
+        (lambda r: build_from_cfg(dict(size=1), r, dict(size=2)), KeyError, 'must contain the key "type"'),
+        (lambda r: build_from_cfg(dict(type="Anchor"), "zoo"), TypeError, "registry must be a Registry, got str"),
+        (
+            lambda r: build_from_cfg(dict(type="Anchor"), r, 3),
+            TypeError,
+            "default_args must be a dict or None, got int",
+        ),
+        (lambda r: build_from_cfg(dict(type=3), r), TypeError, "a class or a function, got int"),
+        (
+            lambda r: build_from_cfg(dict(type="ancor"), r),
+            KeyError,
+            "ancor is not in the zoo registry; did you mean An",
+        ),
+        (
+            lambda r: build_from_cfg(dict(type="mmcv.Ancor"), r),
+            KeyError,
+            "mmcv.Ancor is not in the zoo registry; did you",
+        ),
+        (lambda r: build_from_cfg(dict(type="Xyzzy"), r), KeyError, "import the module that registers Xyzzy"),
+        (lambda r: build_from_cfg(dict(type="no.Anchor"), r), KeyError, "unknown scope 'no'"),
+    ],
+)
 def test_bad_configs_name_the_thing_and_the_remedy(zoo, call, error, message):
     with pytest.raises(error, match=message):
         call(zoo)
@@ -251,11 +275,14 @@ class TwoArguments(Exception):
         super().__init__(code, reason)
 
 
-@pytest.mark.parametrize("original, text", [
-    (ValueError("too big"), "fails: too big"),
-    (KeyError("depth"), "\"fails: 'depth'\""),  # str(KeyError) quotes, once here and once in MMCV too
-    (FileNotFoundError(2, "No such file", "a.py"), "fails: [Errno 2] No such file: 'a.py'"),
-])
+@pytest.mark.parametrize(
+    ("original", "text"),
+    [
+        (ValueError("too big"), "fails: too big"),
+        (KeyError("depth"), "\"fails: 'depth'\""),  # str(KeyError) quotes, once here and once in MMCV too
+        (FileNotFoundError(2, "No such file", "a.py"), "fails: [Errno 2] No such file: 'a.py'"),
+    ],
+)
 def test_constructor_errors_keep_their_type_and_gain_the_class_name(original, text):
     def fails():
         raise original
@@ -304,16 +331,19 @@ def located(tmp_path, monkeypatch):
     sys.modules.pop("lazy_things", None)
 
 
-@pytest.mark.parametrize("ask, answer", [
-    (lambda r: r.get("Thing").__name__, "Thing"),
-    (lambda r: r.get("mmcv.Thing").__name__, "Thing"),
-    (len, 1),
-    (lambda r: "Thing" in r, True),
-    (list, ["Thing"]),
-    (lambda r: list(r.module_dict), ["Thing"]),
-    (lambda r: type(r.build(dict(type="Thing"))).__name__, "Thing"),
-    (lambda r: "Thing" in repr(r), True),
-])
+@pytest.mark.parametrize(
+    ("ask", "answer"),
+    [
+        (lambda r: r.get("Thing").__name__, "Thing"),
+        (lambda r: r.get("mmcv.Thing").__name__, "Thing"),
+        (len, 1),
+        (lambda r: "Thing" in r, True),
+        (list, ["Thing"]),
+        (lambda r: list(r.module_dict), ["Thing"]),
+        (lambda r: type(r.build(dict(type="Thing"))).__name__, "Thing"),
+        (lambda r: "Thing" in repr(r), True),
+    ],
+)
 def test_location_is_imported_when_first_asked(located, ask, answer):
     assert "lazy_things" not in sys.modules
     assert ask(located) == answer
