@@ -1,0 +1,69 @@
+// bindings.cpp: fastrunner._core as Python sees it. fastrunner/_core.pyi is its typed face.
+#include <dlfcn.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <omp.h>
+
+#include "sgd_table.h"
+#include "torch_reader.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace fastrunner;
+
+namespace {
+
+int traverse_table(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<SgdTable>(self)->traverse(visit, arg) : 0;
+}
+
+int clear_table(PyObject* self) {
+  if (nb::inst_ready(self)) nb::inst_ptr<SgdTable>(self)->clear();
+  return 0;
+}
+
+PyType_Slot table_slots[] = {
+    {Py_tp_traverse, reinterpret_cast<void*>(traverse_table)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear_table)},
+    {0, nullptr},
+};
+
+std::optional<std::string> refusal(nb::handle tensor, nb::handle like) {
+  TensorView view, other;
+  const char* why = like.is_none() ? view_param(tensor, view) : view_param(like, other);
+  if (!why && !like.is_none()) why = view_like(tensor, other, view);
+  return why ? std::optional<std::string>(why) : std::nullopt;
+}
+
+std::string openmp_library() {
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<void*>(omp_get_max_threads), &info)) throw std::runtime_error("dladdr found no OpenMP");
+  return info.dli_fname;
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "fastrunner's compiled core: fused passes over the memory of many tensors. Import torch first.";
+  open_torch();
+
+  nb::exception<StaleTable>(m, "StaleTable", PyExc_RuntimeError);
+
+  m.def("supported_isas", &supported_isas, "Instruction sets that this CPU can run, best first.");
+  m.def("active_isa", [] { return choose_isa().name; }, "The one in use: FASTRUNNER_ISA if set, else the best.");
+  m.def("openmp_library", &openmp_library, "File of the OpenMP runtime that the core was linked to: torch's own.");
+  m.def("refusal", &refusal, "tensor"_a, "like"_a.none() = nb::none(),
+        "Why the core cannot update this tensor, or not together with a parameter `like` it; None if it can.");
+
+  nb::class_<SgdTable>(m, "SgdTable", nb::type_slots(table_slots),
+                       "Parameters, gradients and momentum buffers of an optimizer as one list of chunks.")
+      .def(nb::init<nb::list, nb::dict, nb::list, const std::vector<int>&, nb::list, nb::list, const char*>(),
+           "param_groups"_a, "state"_a, "params"_a, "groups"_a, "slots"_a, "buffers"_a, "isa"_a.none() = nb::none())
+      .def("step", &SgdTable::step, "param_groups"_a, "state"_a, "max_norm"_a.none(), "write_back"_a,
+           "rest_sum_squares"_a, "Norm, clip and update in one pass: (grad_norm, clip_coef, tensors written to).")
+      .def_prop_ro("num_tensors", &SgdTable::num_tensors)
+      .def_prop_ro("isa", &SgdTable::isa);
+}

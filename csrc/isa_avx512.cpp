@@ -1,0 +1,8 @@
+// The loops for CPUs with AVX-512 F, BW, VL and DQ (CMakeLists.txt has the flags).
+// Nothing else may be included: an inline function from a header would be compiled for the wrong CPU and might be the
+// copy that the linker keeps.
+#define FR_ISA avx512
+#include "chunk_loops.h"
+#include "loops/fma.h"
+#include "loops/norm.h"
+#include "loops/sgd.h"

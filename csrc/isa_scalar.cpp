@@ -1,0 +1,8 @@
+// The loops for the baseline of the architecture (SSE2 on x86-64).
+// Nothing else may be included: an inline function from a header would be compiled for the wrong CPU and might be the
+// copy that the linker keeps.
+#define FR_ISA scalar
+#include "chunk_loops.h"
+#include "loops/fma.h"
+#include "loops/norm.h"
+#include "loops/sgd.h"
