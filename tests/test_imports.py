@@ -5,9 +5,11 @@ Each case runs in a fresh interpreter, since this one has imported half the worl
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,18 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = fastrunner.no_such_name
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """``__init__.pyi`` re-exports each public name from the module that ``__init__.py`` loads it from."""
+    import fastrunner
+
+    stub = ast.parse(Path(fastrunner.__file__).with_suffix(".pyi").read_text())
+    declared = {
+        alias.asname: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    loaded = {name: vars(fastrunner)["_HOME"][name] for name in fastrunner.__all__ if name != "__version__"}
+    assert declared == loaded

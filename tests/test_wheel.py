@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+import fastrunner
+
 if sys.version_info >= (3, 11):
     import tomllib
 
@@ -86,10 +88,11 @@ def test_wheel_is_installed_and_imported_in_a_clean_folder(wheel: Path, tmp_path
 
 
 @pytest.mark.timeout(600)
-def test_wheel_names_its_requirements(wheel: Path) -> None:
+def test_wheel_names_its_version_and_requirements(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(path).decode())
+    assert metadata["Version"] == fastrunner.__version__
     required = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert required == {"torch>=2.13", "numpy", "pyyaml", "rich"}
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
