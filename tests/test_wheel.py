@@ -26,9 +26,11 @@ if sys.version_info >= (3, 11):
 REPOSITORY = Path(__file__).resolve().parent.parent
 CORE = f"fastrunner/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
 TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cmake and ninja of this environment
-LOCATIONS = (
-    "import fastrunner as f, fastrunner._core as c, fastrunner.kernels as k; print(*(m.__file__ for m in (f, c, k)))"
-)
+LOCATIONS = """
+import torch  # before the core, which runs on torch's OpenMP
+import fastrunner, fastrunner._core, fastrunner.kernels
+print(*(module.__file__ for module in (fastrunner, fastrunner._core, fastrunner.kernels)))
+"""
 
 
 def run(command: list[str], *, cwd: Path, path: str = TOOLS) -> subprocess.CompletedProcess[str]:
