@@ -25,6 +25,6 @@ def test_folder_is_empty_and_the_tests_own(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_as_a_single_process_with_two_threads() -> None:
+def test_runs_as_a_single_process_with_one_thread() -> None:
     assert "RANK" not in os.environ
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1

@@ -1,7 +1,7 @@
 """What a resume needs beyond weights, optimizer and meta: the ``resume`` entry of a checkpoint.
 
-    resume = {version, counters: {epoch, iter}, workflow: {entries, flow, done}, loaders: [{epoch, position, seed}, ...],
-              rng: {python, numpy, torch[, cuda]}, hooks: {"<n>.<class>": state}}
+    resume = {version, counters: {epoch, iter}, workflow: {entries, flow, done},
+              loaders: [{epoch, position, seed}, ...], rng: {python, numpy, torch[, cuda]}, hooks: {class: state}}
 
 Counters count what is finished. MMCV's ``meta["iter"]`` is written while an iteration ends and before it is counted,
 so there it may be one behind; these are not.

@@ -57,7 +57,12 @@ class EMAHook(Hook):
         self.param_ema_buffer: dict[str, str] = {}
         self.model_parameters: dict[str, nn.Parameter] = {}
         self.model_buffers: dict[str, Tensor] = {}
-        self._swapped = False  # the parameters hold the averages, the buffers the raw weights
+        # The parameters hold the averages, the buffers the raw weights. True before the first epoch, where both are
+        # equal, unless an MMCV checkpoint was resumed: those are saved after the swap and hold no hook state.
+        self._swapped = True
+        self._seen_iters = 0  # iterations whose weights went into the averages
+        self._seen_epochs: int | None = None  # epochs whose end swapped; None: no epoch has started (iteration runner)
+        self._resumed = False  # the state was loaded, and before_run has not used it yet
         self._params: list[Tensor] = []
         self._averages: list[Tensor] = []
 
@@ -75,10 +80,23 @@ class EMAHook(Hook):
         self._averages = [self.model_buffers[name] for name in self.param_ema_buffer.values()]
         if self.checkpoint is not None:
             runner.resume(self.checkpoint)
+        if self._resumed:
+            self._catch_up(runner)
+            self._resumed = False
+
+    def _catch_up(self, runner: BaseRunner) -> None:
+        """Do what was not done when the checkpoint was written, by a hook that runs before this one."""
+        if self._seen_iters < runner._iter:
+            self._average(runner._iter - 1)
+        if self._seen_epochs is not None and self._seen_epochs < runner._epoch:
+            self._swap()
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        self._average(runner._iter)
 
     @torch.no_grad()
-    def after_train_iter(self, runner: BaseRunner) -> None:
-        cur_iter = runner._iter
+    def _average(self, cur_iter: int) -> None:
+        self._seen_iters = cur_iter + 1
         if cur_iter % self.interval != 0:
             return
         # warm_up=0 would divide by zero at iteration 0, where the bound is anyway above any momentum.
@@ -88,10 +106,12 @@ class EMAHook(Hook):
         torch._foreach_add_(self._averages, self._params, alpha=momentum)
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
+        self._seen_epochs = runner._epoch
         if self._swapped:
             self._swap()
 
     def after_train_epoch(self, runner: BaseRunner) -> None:
+        self._seen_epochs = runner._epoch + 1
         if not self._swapped:
             self._swap()
 
@@ -104,7 +124,9 @@ class EMAHook(Hook):
         self._swapped = not self._swapped
 
     def state_dict(self) -> dict[str, Any]:
-        return {"swapped": self._swapped}
+        return {"swapped": self._swapped, "seen_iters": self._seen_iters, "seen_epochs": self._seen_epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._swapped = bool(state["swapped"])
+        self._swapped = state["swapped"]
+        self._seen_iters, self._seen_epochs = state["seen_iters"], state["seen_epochs"]
+        self._resumed = True

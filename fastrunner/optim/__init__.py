@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .build import DefaultOptimizerConstructor, build_optimizer
 from .fused import FusedSGD
 
-__all__ = ["FusedSGD"]
+__all__ = ["DefaultOptimizerConstructor", "FusedSGD", "build_optimizer"]

@@ -38,10 +38,11 @@ class DefaultOptimizerConstructor:
     Args:
         optimizer_cfg: dict(type=..., lr=..., weight_decay=..., ...).
         paramwise_cfg: factors on lr and weight_decay for some parameters, all 1 by default:
-            ``custom_keys``: part of a name -> dict(lr_mult=, decay_mult=); the longest key that fits wins, and then no
-            other rule counts. ``bias_lr_mult``, ``bias_decay_mult``: biases, except of norms and deformable
+            ``custom_keys``: part of a name -> dict(lr_mult=, decay_mult=); the longest key that fits wins, and then
+            no other rule counts. ``bias_lr_mult``, ``bias_decay_mult``: biases, except of norms and deformable
             convolutions. ``norm_decay_mult``: norm layers. ``dwconv_decay_mult``: depthwise convolutions.
-            ``dcn_offset_lr_mult``: offset convolutions of deformable ones. ``bypass_duplicate``: skip a parameter that is in a group already.
+            ``dcn_offset_lr_mult``: offset convolutions of deformable ones. ``bypass_duplicate``: skip a parameter
+            that is in a group already.
     Raises:
         TypeError: not dicts.
         ValueError: a factor on weight_decay without a weight_decay.

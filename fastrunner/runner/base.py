@@ -426,8 +426,8 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
                 source.seed = loader["seed"]
         if resumed["workflow"]["entries"] != self._workflow:
             warnings.warn(
-                f"the checkpoint was saved with workflow {resumed['workflow']['entries']}, this run has {self._workflow}: "
-                "it starts with its first entry",
+                f"the checkpoint was saved with workflow {resumed['workflow']['entries']}, this run has "
+                f"{self._workflow}: it starts with its first entry",
                 stacklevel=3,
             )
             return 0, 0, resumed["loaders"]
