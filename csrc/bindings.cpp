@@ -60,7 +60,8 @@ NB_MODULE(_core, m) {
 
   nb::class_<SgdTable>(m, "SgdTable", nb::type_slots(table_slots),
                        "Parameters, gradients and momentum buffers of an optimizer as one list of chunks.")
-      .def(nb::init<nb::list, nb::dict, nb::list, const std::vector<int>&, nb::list, nb::list, const char*>(),
+      .def(nb::init<nb::list, nb::dict, nb::list, const std::vector<int>&, nb::list, nb::list,
+                    const std::optional<std::string>&>(),
            "param_groups"_a, "state"_a, "params"_a, "groups"_a, "slots"_a, "buffers"_a, "isa"_a.none() = nb::none())
       .def("step", &SgdTable::step, "param_groups"_a, "state"_a, "max_norm"_a.none(), "write_back"_a,
            "rest_sum_squares"_a, "Norm, clip and update in one pass: (grad_norm, clip_coef, tensors written to).")

@@ -19,7 +19,7 @@ FR_DECLARE(avx512)
 namespace {
 
 const Isa kIsas[] = {
-    // best first
+// best first
 #if defined(__x86_64__)
     {"avx512",
      [] {

@@ -59,6 +59,9 @@ struct Group {
     const double result = PyFloat_AsDouble(value.ptr());
     if (result != -1.0 || !PyErr_Occurred()) return result;
     nb::python_error cause;
+    const bool bad =
+        cause.matches(PyExc_TypeError) || cause.matches(PyExc_ValueError) || cause.matches(PyExc_RuntimeError);
+    if (!bad) throw cause;  // KeyboardInterrupt
     nb::raise_from(cause, PyExc_TypeError, "parameter group %zu: %s must be a number, got %s", index,
                    nb::cast<const char*>(nb::handle(key)), Py_TYPE(value.ptr())->tp_name);
   }
@@ -106,10 +109,10 @@ struct Running {
 }  // namespace
 
 SgdTable::SgdTable(nb::list param_groups, nb::dict state, nb::list params, const std::vector<int>& groups,
-                   nb::list slots, nb::list buffers, const char* isa)
+                   nb::list slots, nb::list buffers, const std::optional<std::string>& isa)
     : numels_(numels_of(params)),
       groups_(groups),
-      table_(numels_, groups, choose_isa(isa)),
+      table_(numels_, groups, choose_isa(isa ? isa->c_str() : nullptr)),
       params_(copy_of(params)),
       slots_(copy_of(slots)),
       buffers_(copy_of(buffers)),

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "chunk_table.h"
@@ -20,7 +21,7 @@ class SgdTable {
   // Tensor i is params[i] in parameter group groups[i]; slots[i] is state[params[i]] and buffers[i] its momentum buffer
   // (new, if the slot has none yet), both None where the parameter needs no momentum so far.
   SgdTable(nanobind::list param_groups, nanobind::dict state, nanobind::list params, const std::vector<int>& groups,
-           nanobind::list slots, nanobind::list buffers, const char* isa);
+           nanobind::list slots, nanobind::list buffers, const std::optional<std::string>& isa);
 
   // One step, or StaleTable before anything was written. Returns (grad_norm, clip_coef, the tensors written to).
   // Holds references to all gradients, and the GIL except during the arithmetic.

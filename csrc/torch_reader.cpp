@@ -40,8 +40,8 @@ const char* view_float32(nb::handle tensor, TensorView& view) {
   }
   if (view.device.device_type != nb::device::cpu::value) return "is not on the CPU";
   if (view.dtype != nb::dtype<float>()) return "is not float32";
-  // DLPack does not tell of torch's lazy negation. Such a view of complex memory has gaps between its elements, unless it
-  // has only one; and then autograd does produce it.
+  // DLPack does not tell of torch's lazy negation. Such a view of complex memory has gaps between its elements, unless
+  // it has only one; and then autograd does produce it.
   if (num_elements(view) == 1 && nb::cast<bool>(tensor.attr("is_neg")())) return "is a lazily negated view";
   return nullptr;
 }

@@ -101,7 +101,7 @@ class FusedSGD(Optimizer):
         """(group, parameter) -> why the core does not update it; as found in the last step, {} before the first."""
         return {} if self._table is None else dict(self._table.rest)
 
-    def step(  # type: ignore[override]  # the base class has overloads, this one more options
+    def step(
         self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None, write_back: bool = True
     ) -> Any:
         """Update every parameter that has a gradient.

@@ -20,6 +20,9 @@ from .. import _core
 
 ParamGroups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
+_Live = tuple[int, int, Tensor, Tensor]  # group, parameter, and the two tensors
+
+SGD_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
 class ParamTable:
@@ -85,11 +88,33 @@ class ParamTable:
         increment_version(written)  # graphs that saved the old values fail, as they do after torch's own step
         if rest:
             with torch.no_grad():
-                for g, i, param, grad in rest:
-                    if clip_coef != 1.0:
-                        grad = grad.mul_(clip_coef) if write_back else grad * clip_coef
-                    _torch_step(param, grad, param_groups[g], state, name_of(param_groups, g, i))
+                self._torch_step(rest, param_groups, state, clip_coef, write_back)
         return grad_norm
+
+    def _torch_step(
+        self, rest: list[_Live], param_groups: ParamGroups, state: State, clip_coef: float, write_back: bool
+    ) -> None:
+        """torch.optim.SGD's update of the rest, momentum buffers included."""
+        # All are looked up before the first is stored, as in torch: a parameter listed twice makes the difference.
+        buffers = [state[p].get("momentum_buffer") if param_groups[g]["momentum"] != 0 else None for g, _, p, _ in rest]
+        for (g, i, param, grad), buffer in zip(rest, buffers, strict=True):
+            group, stored = param_groups[g], [buffer]
+            if clip_coef != 1.0:
+                grad = grad.mul_(clip_coef) if write_back else grad * clip_coef
+            try:
+                sgd(
+                    [param],
+                    [grad],
+                    stored,
+                    has_sparse_grad=grad.is_sparse,
+                    foreach=False,
+                    **{key: group[key] for key in SGD_OPTIONS},
+                )
+            except (RuntimeError, TypeError) as error:  # sparse with weight decay, say
+                name = name_of(param_groups, g, i)
+                raise RuntimeError(f"{name}: torch.optim.SGD cannot update it either: {error}") from error
+            if group["momentum"] != 0:
+                state[param]["momentum_buffer"] = stored[0]
 
 
 def name_of(param_groups: ParamGroups, group: int, index: int) -> str:
@@ -157,22 +182,3 @@ def _sum_squares(grad: Tensor, name: str) -> float:
     magnitudes = grad.abs() if grad.is_complex() else grad
     norm = float(torch.linalg.vector_norm(magnitudes.detach(), dtype=torch.float64))
     return norm * norm
-
-
-def _torch_step(param: Tensor, grad: Tensor, group: dict[str, Any], state: State, name: str) -> None:
-    """torch.optim.SGD's update of one parameter, momentum buffer included."""
-    momentum = group["momentum"]
-    buffers = [state[param].get("momentum_buffer") if momentum != 0 else None]
-    try:
-        sgd(
-            [param],
-            [grad],
-            buffers,
-            has_sparse_grad=grad.is_sparse,
-            foreach=False,
-            **{key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")},
-        )
-    except (RuntimeError, TypeError) as error:  # sparse with weight decay, say
-        raise RuntimeError(f"{name}: torch.optim.SGD cannot update it either: {error}") from error
-    if momentum != 0:
-        state[param]["momentum_buffer"] = buffers[0]

@@ -1,0 +1,281 @@
+"""The table notices what was changed behind its back, and never writes where something used to be."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastrunner import _core
+from fastrunner.optim import FusedSGD
+from fastrunner.optim.tables import ParamTable
+
+SIZE = 100
+
+
+class Pair:
+    """Ours and torch's optimizer on equal parameters; what is done to one is done to the other."""
+
+    def __init__(self) -> None:
+        self.ours = [nn.Parameter(torch.linspace(-1, 1, SIZE)) for _ in range(3)]
+        self.theirs = [nn.Parameter(torch.linspace(-1, 1, SIZE)) for _ in range(3)]
+        self.fused = FusedSGD(self.ours, lr=0.1, momentum=0.9)
+        self.torch = torch.optim.SGD(self.theirs, lr=0.1, momentum=0.9, foreach=False)
+        self.step()
+
+    def both(self) -> list[tuple[list[nn.Parameter], torch.optim.Optimizer]]:
+        return [(self.ours, self.fused), (self.theirs, self.torch)]
+
+    def step(self) -> None:
+        for params, optimizer in self.both():
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        for p, q in zip(self.ours, self.theirs, strict=True):
+            assert torch.equal(p, q)
+
+
+def replace_data(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1].data = torch.full((SIZE,), 7.0)
+
+
+def grow(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1].data = torch.full((2 * SIZE,), 7.0)
+    del optimizer.state[params[1]]
+
+
+def shrink_in_place(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1].data = params[1].data[: SIZE // 2]
+    del optimizer.state[params[1]]
+
+
+def to_float64(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1].data = params[1].data.double()
+
+
+def transpose(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """The same address and the same number of elements, in another order."""
+    params[1].data = params[1].data.view(4, 25).t()
+    optimizer.state[params[1]]["momentum_buffer"] = torch.linspace(0, 1, SIZE).view(25, 4)
+
+
+def share(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1].data = params[0].data
+
+
+def clear_state(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+def new_state(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state = defaultdict(dict)
+
+
+def new_slot(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state[params[1]] = {"momentum_buffer": torch.ones(SIZE)}
+
+
+def delete_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    del optimizer.state[params[1]]["momentum_buffer"]
+
+
+def replace_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state[params[1]]["momentum_buffer"] = torch.ones(SIZE)
+
+
+def move_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state[params[1]]["momentum_buffer"].data = torch.ones(SIZE)
+
+
+def replace_parameter(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    params[1] = nn.Parameter(torch.full((SIZE,), 5.0))
+    optimizer.param_groups[0]["params"][1] = params[1]
+
+
+def drop_parameter(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][:2]
+
+
+def drop_group(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[:] = [{**optimizer.param_groups[0], "params": params[1:]}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(replace_data, grow, shrink_in_place, to_float64, transpose, share),
+        *(clear_state, new_state, new_slot, delete_buffer, replace_buffer, move_buffer),
+        *(replace_parameter, drop_parameter, drop_group),
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_a_change_behind_its_back_is_followed(
+    change: Callable[[list[nn.Parameter], torch.optim.Optimizer], None],
+) -> None:
+    pair = Pair()
+    pair.step()
+    for params, optimizer in pair.both():
+        change(params, optimizer)
+    for _ in range(3):
+        pair.step()
+
+
+def test_old_memory_is_left_alone() -> None:
+    """The table has seen the address of memory that the parameter has left, and that somebody else owns now."""
+    param = nn.Parameter(torch.ones(SIZE))
+    optimizer = FusedSGD([param], lr=0.1, momentum=0.9)
+    param.grad = torch.ones(SIZE)
+    optimizer.step()
+    old, momentum = param.data, optimizer.state[param]["momentum_buffer"]
+    copies = old.clone(), momentum.clone()
+    param.data = torch.zeros(SIZE)
+    optimizer.state.clear()
+    optimizer.step()
+    assert torch.equal(old, copies[0])
+    assert torch.equal(momentum, copies[1])
+
+
+STALE: dict[str, tuple[Callable[[nn.Parameter, FusedSGD], object], str]] = {
+    "moved": (
+        lambda p, o: setattr(p, "data", p.data.clone()),
+        "parameter group 0, parameter 1 has moved to another address",
+    ),
+    "resized": (
+        lambda p, o: setattr(p, "data", p.data[:50]),
+        "parameter group 0, parameter 1 has another number of elements than before",
+    ),
+    "dtype": (lambda p, o: setattr(p, "data", p.data.half()), "parameter group 0, parameter 1 is not float32"),
+    "gradient": (
+        lambda p, o: setattr(p, "grad", torch.ones(2 * SIZE)[::2]),
+        "parameter group 0, parameter 1 has a gradient that has another shape or other strides than its parameter",
+    ),
+    "buffer": (
+        lambda p, o: o.state[p].update(momentum_buffer=torch.ones(SIZE)),
+        "parameter group 0, parameter 1 has another momentum buffer than before",
+    ),
+    "state": (lambda p, o: o.state.pop(p), "optimizer.state was replaced or added to"),
+    "groups": (lambda p, o: o.param_groups[0]["params"].pop(), "param_groups hold other parameters than before"),
+}
+
+
+@pytest.mark.parametrize("case", STALE)
+def test_a_stale_table_says_what_changed_and_writes_nothing(case: str) -> None:
+    change, message = STALE[case]
+    params = [nn.Parameter(torch.ones(SIZE)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones(SIZE)
+    optimizer = FusedSGD(params, lr=0.1, momentum=0.9)
+    table = ParamTable(optimizer.param_groups, optimizer.state)
+    table.step(optimizer.param_groups, optimizer.state)
+    change(params[1], optimizer)
+    before = params[0].detach().clone()
+    with pytest.raises(_core.StaleTable, match=f"^{re.escape(message)}$"):
+        table.step(optimizer.param_groups, optimizer.state, max_norm=1e-3)
+    assert torch.equal(params[0].detach(), before)
+    assert params[0].grad is not None
+    assert torch.equal(params[0].grad, torch.ones(SIZE))
+
+
+def test_new_gradients_do_not_rebuild_the_table() -> None:
+    pair = Pair()
+    table = pair.fused._table
+    for _ in range(3):
+        pair.step()
+        for p in pair.ours:
+            p.grad = None
+    assert pair.fused._table is table
+
+
+def test_first_gradient_later_than_the_others() -> None:
+    """Its momentum starts then, with the gradient itself and no dampening."""
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = FusedSGD(params, lr=1.0, momentum=0.5, dampening=0.5)
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    params[1].grad = torch.ones(3)
+    optimizer.step()
+    assert params[0].tolist() == [-2.0] * 3  # 1, then 0.5 * 1 + 0.5 * 1
+    assert params[1].tolist() == [-1.0] * 3
+
+
+def test_gradients_are_not_kept_alive() -> None:
+    param = nn.Parameter(torch.ones(SIZE))
+    param.grad = torch.ones(SIZE)
+    grad = weakref.ref(param.grad)
+    optimizer = FusedSGD([param], lr=0.1, momentum=0.9)
+    optimizer.clipped_step(0.1)
+    param.grad = None
+    assert grad() is None
+
+
+def test_optimizer_and_parameters_can_be_collected_from_a_cycle() -> None:
+    """A parameter's hook may refer to the optimizer, whose table refers to the parameter."""
+    param = nn.Parameter(torch.ones(SIZE))
+    param.grad = torch.ones(SIZE)
+    optimizer = FusedSGD([param], lr=0.1, momentum=0.9)
+    optimizer.step()
+    param.owner = optimizer  # type: ignore[attr-defined]
+    alive = weakref.ref(optimizer), weakref.ref(param)
+    del optimizer, param
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_table_holds_what_it_writes_to() -> None:
+    """Without the optimizer, the table alone keeps parameters and buffers."""
+    param = nn.Parameter(torch.ones(SIZE))
+    groups, state = [{"params": [param], **FusedSGD([param]).defaults}], {}  # type: ignore[var-annotated]
+    buffer: Tensor | None = torch.ones(SIZE)
+    table = _core.SgdTable(groups, state, [param], [0], [{}], [buffer])
+    alive = weakref.ref(param), weakref.ref(buffer)
+    assert table.num_tensors == 1
+    del param, buffer
+    groups.clear()
+    gc.collect()
+    assert all(ref() is not None for ref in alive)
+    with pytest.raises(_core.StaleTable, match="param_groups hold other parameters"):
+        table.step(groups, state, None, False, 0.0)
+
+
+def test_core_refuses_what_it_cannot_update() -> None:
+    strided = nn.Parameter(torch.ones(4, 6)[:, ::2])
+    with pytest.raises(ValueError, match="a parameter is not dense"):
+        _core.SgdTable([{"params": [strided]}], {}, [strided], [0], [None], [None])
+    plain = nn.Parameter(torch.ones(4))
+    with pytest.raises(ValueError, match="must be of the same length"):
+        _core.SgdTable([{"params": [plain]}], {}, [plain], [0, 0], [None], [None])
+    with pytest.raises(ValueError, match="groups holds an index that param_groups does not have"):
+        _core.SgdTable([{"params": [plain]}], {}, [plain], [1], [None], [None])
+
+
+DENSE = {
+    "scalar": torch.ones(()),
+    "empty": torch.ones(0, 3),
+    "contiguous": torch.ones(2, 3, 4),
+    "transposed": torch.ones(2, 3, 4).permute(2, 0, 1),
+    "channels_last": torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "ones": torch.ones(4, 3)[:, :1].t().contiguous().t(),
+}
+NOT_DENSE = {
+    "every other": torch.ones(8)[::2],
+    "column": torch.ones(4, 3)[:, :1],
+    "expanded": torch.ones(1).expand(4),
+    "part": torch.ones(4, 4)[:2, :2],
+    "overlapping": torch.ones(10).as_strided((4, 4), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_layouts_are_taken(name: str) -> None:
+    assert _core.refusal(DENSE[name]) is None
+
+
+@pytest.mark.parametrize("name", NOT_DENSE)
+def test_gaps_and_overlaps_are_refused(name: str) -> None:
+    assert _core.refusal(NOT_DENSE[name]) == "is not dense: its elements overlap or have gaps between them"
