@@ -12,7 +12,7 @@ import re
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -320,10 +320,11 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         finally:
             self._uncounted = ""
             self.resumed_buffers = {}
-            for hook in self._hooks:
-                close = getattr(hook, "close", None)
-                if callable(close):
-                    close()
+            with ExitStack() as closing:  # calls all of them, in the order of the hooks, also when one raises
+                for hook in reversed(self._hooks):
+                    close = getattr(hook, "close", None)
+                    if callable(close):
+                        closing.callback(close)
 
     def _before_run(self) -> None:
         self.call_hook("before_run")

@@ -49,22 +49,23 @@ class EpochBasedRunner(BaseRunner):
             self._before_run()
             flow, done, loaders = self._take_resumed()
             self._start = loaders[flow]["position"]
-            while self._epoch < self._max_epochs:  # type: ignore[operator]
+            while self._epoch < self._max_epochs and self.stop_reason is None:  # type: ignore[operator]
                 for self._flow in range(flow, len(workflow)):
-                    mode, epochs = workflow[self._flow]
-                    for self._flow_done in range(done, epochs):
-                        if self._over(mode):
-                            break
-                        getattr(self, mode)(data_loaders[self._flow], **kwargs)
-                        self._flow_done += not self._midway
+                    self._run_entry(*workflow[self._flow], done, data_loaders[self._flow], **kwargs)
                     done = 0
+                    if self.stop_reason is not None:
+                        break  # the place in the workflow stays where it is, for a checkpoint in after_run
                 flow = 0
-                if self.stop_reason is not None:
-                    break
             self.call_hook("after_run")
 
-    def _over(self, mode: str) -> bool:
-        return self.stop_reason is not None or (mode == "train" and self._epoch >= self._max_epochs)  # type: ignore[operator]
+    def _run_entry(self, mode: str, epochs: int, done: int, data_loader: Any, **kwargs: Any) -> None:
+        """One entry of the workflow, of which ``done`` epochs are behind us."""
+        self._flow_done = done
+        while self._flow_done < epochs and self.stop_reason is None:
+            if mode == "train" and self._epoch >= self._max_epochs:  # type: ignore[operator]
+                break
+            getattr(self, mode)(data_loader, **kwargs)
+            self._flow_done += not self._midway
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One epoch."""
@@ -115,8 +116,9 @@ class EpochBasedRunner(BaseRunner):
             self.run_iter(self.data_batch, train_mode=False)
             plan.fire(plan.after_val_iter, self)
             del self.data_batch
-            if self.stop_reason is not None:
+            if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
                 return
+        plan = self.current_plan()
         plan.fire(plan.after_val_epoch, self)
 
     def workflow_state(self) -> dict[str, Any]:

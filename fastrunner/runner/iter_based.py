@@ -55,16 +55,21 @@ class IterBasedRunner(BaseRunner):
 
             while self._iter < self._max_iters and self.stop_reason is None:  # type: ignore[operator]
                 for self._flow in range(flow, len(workflow)):
-                    mode, iters = workflow[self._flow]
-                    self._inner_iter = done
-                    for _ in range(done, iters):
-                        if self.stop_reason is not None or (mode == "train" and self._iter >= self._max_iters):  # type: ignore[operator]
-                            break
-                        getattr(self, mode)(loaders[self._flow], **kwargs)
+                    self._run_entry(*workflow[self._flow], done, loaders[self._flow], **kwargs)
                     done = 0
+                    if self.stop_reason is not None:
+                        break  # the place in the workflow stays where it is, for a checkpoint in after_run
                 flow = 0
             self.call_hook("after_epoch")
             self.call_hook("after_run")
+
+    def _run_entry(self, mode: str, iters: int, done: int, loader: IterLoader, **kwargs: Any) -> None:
+        """One entry of the workflow, of which ``done`` iterations are behind us."""
+        self._inner_iter = done
+        for _ in range(done, iters):
+            if self.stop_reason is not None or (mode == "train" and self._iter >= self._max_iters):  # type: ignore[operator]
+                break
+            getattr(self, mode)(loader, **kwargs)
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One iteration."""
