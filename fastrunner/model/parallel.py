@@ -24,5 +24,7 @@ def is_module_wrapper(module: object) -> bool:
 
 
 def unwrap(module: Any) -> nn.Module:
-    """The module inside one wrapper, or ``module`` itself."""
-    return module.module if is_module_wrapper(module) else module  # type: ignore[no-any-return]
+    """The module inside all wrappers, or ``module`` itself."""
+    while is_module_wrapper(module):
+        module = module.module
+    return module  # type: ignore[no-any-return]

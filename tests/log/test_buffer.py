@@ -1,0 +1,114 @@
+"""LogBuffer against numpy's weighted mean and MMCV's contract."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastrunner import LogBuffer
+
+VALUES = st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(1, 512)), min_size=1, max_size=60)
+
+
+@given(VALUES, st.integers(0, 70), st.booleans())
+def test_average_is_the_weighted_mean_of_the_last_n(rows, n, as_tensors):
+    buffer = LogBuffer()
+    for value, count in rows:
+        buffer.update({"loss": torch.tensor(value) if as_tensors else value}, count)
+    buffer.average(n)
+    last = rows[-n:] if n else rows
+    expected = np.average([v for v, _ in last], weights=[c for _, c in last])
+    # both sum float64, in another order: 60 terms of up to 1e6 * 512
+    assert buffer.output["loss"] == pytest.approx(expected, rel=1e-12, abs=1e-9)
+    assert buffer.ready
+
+
+def test_keys_average_their_own_entries_and_keep_their_order():
+    buffer = LogBuffer()
+    buffer.update({"b": 1.0, "a": 10.0})
+    buffer.update({"a": 20.0})
+    buffer.update({"c": 5.0})
+    buffer.average(1)
+    assert list(buffer.output.items()) == [("b", 1.0), ("a", 20.0), ("c", 5.0)]
+
+
+def test_histories_are_floats_whatever_was_logged():
+    buffer = LogBuffer()
+    weight = torch.ones(2, requires_grad=True)
+    buffer.update({"loss": (weight * 2).sum(), "acc": torch.tensor([0.5]), "n": np.float32(3), "bf": torch.tensor(1.5).bfloat16()}, 4)  # fmt: skip # noqa: E501
+    assert buffer.val_history == {"loss": [4.0], "acc": [0.5], "n": [3.0], "bf": [1.5]}
+    assert buffer.n_history["loss"] == [4]
+    assert all(type(v) is float for history in buffer.val_history.values() for v in history)
+
+
+def test_a_logged_loss_does_not_keep_its_graph():
+    buffer = LogBuffer()
+    weight = torch.ones(2, requires_grad=True)
+    loss = (weight * 2).sum()
+    buffer.update({"loss": loss})
+    ((row, _),) = buffer._pending
+    assert row["loss"].grad_fn is None
+    assert loss.grad_fn is not None
+
+
+def test_a_dict_that_is_reused_by_the_model_is_not_aliased():
+    buffer, log_vars = LogBuffer(), {"loss": 1.0}
+    buffer.update(log_vars)
+    log_vars["loss"] = 2.0
+    buffer.update(log_vars)
+    assert buffer.val_history["loss"] == [1.0, 2.0]
+
+
+def test_window_bounds_memory_and_keeps_what_is_averaged():
+    buffer = LogBuffer()
+    buffer.window = 50
+    for i in range(10_000):
+        buffer.update({"i": float(i)})
+    assert len(buffer.val_history["i"]) <= 100
+    buffer.average(50)
+    assert buffer.output["i"] == np.mean(range(9_950, 10_000))
+
+
+def test_pending_rows_are_bounded_even_if_nobody_looks():
+    buffer = LogBuffer()
+    buffer.window = 10
+    for _ in range(5_000):
+        buffer.update({"loss": torch.tensor(1.0)})
+    assert len(buffer._pending) < 1_100
+
+
+def test_total_weight_zero_is_nan_not_an_error():
+    buffer = LogBuffer()
+    buffer.update({"loss": 1.0}, 0)
+    buffer.average()
+    assert np.isnan(buffer.output["loss"])
+
+
+def test_clear_output_keeps_histories_and_clear_does_not():
+    buffer = LogBuffer()
+    buffer.update({"loss": 1.0})
+    buffer.average()
+    buffer.clear_output()
+    assert (dict(buffer.output), buffer.ready, dict(buffer.val_history)) == ({}, False, {"loss": [1.0]})
+    buffer.clear()
+    assert not buffer.val_history
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda b: b.update([("loss", 1.0)]), TypeError, "log_vars must be a dict"),
+        (lambda b: b.average(-1), ValueError, "n must be >= 0"),
+        (
+            lambda b: (b.update({"masks": torch.ones(3)}), b.average()),
+            ValueError,
+            r"log_vars\['masks'\] has shape \(3,\)",
+        ),
+    ],
+)
+def test_bad_input(call, error, says):
+    with pytest.raises(error, match=says):
+        call(LogBuffer())
