@@ -7,30 +7,32 @@ with our own optimizer at most 0.3 s over the bare parts.
 Gate: tests/test_imports.py must be green first.
 
 Every sample is a fresh interpreter that times itself. `import torch` takes seconds and stands on both sides of each
-bar, so it is done before the clock starts, and its noise stays out. The cases take turns, each round in another order,
-so that drift of the machine meets all of them alike; a bar compares within a round. The bars are on wall time;
-processor time stands beside it, because it moves less when the machine is busy.
+bar, so it is done before the clock starts, and its noise stays out. Cases take turns; a bar compares within a round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import random
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from statistics import median
+from typing import Any
+
+import torch
+
+from fastrunner.bench import machine
+from fastrunner.bench.measure import Timing, difference, interleaved
 
 RECORDS = Path(__file__).resolve().parent / "records"
 
 TORCH = "import torch"
-CLOCK = "import time; start = time.perf_counter(), time.process_time()"
-STOP = "print('seconds', time.perf_counter() - start[0], time.process_time() - start[1])"
+CLOCK = "import time; start = time.perf_counter_ns()"
+STOP = "print('took', time.perf_counter_ns() - start)"
 PARTS = """
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
@@ -72,91 +74,53 @@ BARS = [  # (case, floor, seconds allowed over the floor)
 ]
 
 
-def sample(before: str, code: str) -> tuple[float, float]:
-    """Wall and processor seconds that ``code`` takes in a fresh interpreter, by that interpreter's own clocks."""
+def sample(before: str, code: str) -> float:
+    """Nanoseconds that ``code`` takes in a fresh interpreter, by that interpreter's own clock."""
     program = "\n".join((before, CLOCK, code, STOP))
     with tempfile.TemporaryDirectory() as folder:  # a run may write ./work_dirs
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder)
     if run.returncode:
         raise RuntimeError(f"a case failed:\n{code}\n{run.stderr}")
-    wall, processor = run.stdout.split("seconds ")[-1].split()
-    return float(wall), float(processor)
+    return float(run.stdout.split("took ")[-1])
 
 
-def measure(rounds: int) -> dict[str, list[tuple[float, float]]]:
-    for case in CASES.values():
-        sample(*case)  # reads the files into the page cache, and writes the .pyc
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
-    order, shuffle = list(CASES), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            samples[name].append(sample(*CASES[name]))
-    return samples
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, smallest, largest and median absolute deviation, all in the unit of the values."""
-    middle = median(values)
-    return dict(median=middle, min=min(values), max=max(values), mad=median([abs(v - middle) for v in values]))
-
-
-def line(values: dict[str, float], sign: str = "") -> str:
-    return "  ".join(f"{name} {value:{sign}6.3f}" for name, value in values.items())
-
-
-def report(samples: dict[str, list[tuple[float, float]]]) -> list[dict[str, object]]:
-    walls = {name: [wall for wall, _ in pairs] for name, pairs in samples.items()}
-    processors = {name: [processor for _, processor in pairs] for name, pairs in samples.items()}
-    print("\nseconds in a fresh interpreter")
-    for name in samples:
-        print(f"{name:<34} {line(summary(walls[name]))}  processor {median(processors[name]):6.3f}")
-    bars: list[dict[str, object]] = []
+def report(samples: dict[str, list[float]]) -> list[dict[str, Any]]:
+    print("\nmilliseconds in a fresh interpreter")
+    for name, values in samples.items():
+        t = Timing(tuple(values))
+        print(f"  {name:<34} median {t.median_ns / 1e6:7.1f}  min {t.min_ns / 1e6:7.1f}  mad {t.mad_ns / 1e6:6.1f}")
+    bars = []
     for name, floor, allowed in BARS:
-        over = summary([a - b for a, b in zip(walls[name], walls[floor], strict=True)])
-        bar = dict(
-            case=name,
-            floor=floor,
-            allowed_s=allowed,
-            over_s=over,
-            over_of_minima_s=min(walls[name]) - min(walls[floor]),
-            over_processor_s=median([a - b for a, b in zip(processors[name], processors[floor], strict=True)]),
-            met=over["median"] <= allowed,
-        )
-        print(f"\n{'met' if bar['met'] else 'MISSED'}: {name} over {floor}, allowed {allowed} s")
+        over = difference(samples[name], samples[floor])
+        met = over.median_ns <= allowed * 1e9
+        minima = min(samples[name]) - min(samples[floor])
         print(
-            f"  {line(over, '+')}  of minima {bar['over_of_minima_s']:+.3f}  processor {bar['over_processor_s']:+.3f}"
+            f"{'met' if met else 'MISSED'}: {name} over {floor}: {over.median_ns / 1e6:.1f} ms, "
+            f"at most {allowed * 1e3:.0f}"
         )
-        bars.append(bar)
+        print(
+            f"  {over.confidence:.0%} sure: {over.low_ns / 1e6:.1f} to {over.high_ns / 1e6:.1f} ms; "
+            f"smallest against smallest {minima / 1e6:.1f} ms"
+        )
+        bars.append(dict(case=name, floor=floor, allowed_s=allowed, over=asdict(over), minima_ns=minima, met=met))
     return bars
-
-
-def machine() -> dict[str, object]:
-    import torch
-
-    return dict(
-        processor=platform.processor() or platform.machine(),
-        cores=os.cpu_count(),
-        load_before=os.getloadavg(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11, help="samples a case; a round takes some 20 s")
     parser.add_argument("--record", action="store_true", help="write every sample to benchmarks/records/")
     arguments = parser.parse_args()
-    facts = machine()
-    print(f"torch {facts['torch']}, Python {facts['python']}, {facts['cores']} cores, load {os.getloadavg()[0]:.1f}")
-    samples = measure(arguments.rounds)
+    facts = machine.facts(torch.device("cpu"))
+    print(f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, load {facts['load'][0]:.2f}")
+    cases = {name: partial(sample, *case) for name, case in CASES.items()}
+    interleaved(cases, rounds=1)  # reads the files into the page cache, and writes the .pyc
+    samples = interleaved(cases, arguments.rounds)
     bars = report(samples)
     if arguments.record:
         RECORDS.mkdir(exist_ok=True)
-        path = RECORDS / "import_time.json"
-        path.write_text(json.dumps(dict(machine=facts, bars=bars, samples_s=samples), indent=1) + "\n")
+        path = RECORDS / f"{time.strftime('%Y-%m-%d')}_import_time.json"
+        path.write_text(json.dumps(dict(machine=facts, bars=bars, samples_ns=samples), indent=1) + "\n")
         print(f"recorded in {path}")
     return 0 if all(bar["met"] for bar in bars) else 1
 
