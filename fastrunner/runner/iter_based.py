@@ -13,6 +13,8 @@ from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
 from .register import TIMER
 
+HISTORY = 1000  # entries of each logged value that are kept at least
+
 
 @RUNNERS.register_module()
 class IterBasedRunner(BaseRunner):
@@ -50,8 +52,8 @@ class IterBasedRunner(BaseRunner):
             self._set_mode = True
             self.call_hook("before_epoch")
             self._plan = self._make_plan()
-            # Nothing clears the histories between epochs here; keep what the loggers average over.
-            self.log_buffer.window = max((h.interval for h in self._hooks if isinstance(h, LoggerHook)), default=1)
+            # Nothing clears the histories between epochs here; keep what loggers and users average over.
+            self.log_buffer.window = max([HISTORY, *(h.interval for h in self._hooks if isinstance(h, LoggerHook))])
 
             while self._iter < self._max_iters and self.stop_reason is None:  # type: ignore[operator]
                 for self._flow in range(flow, len(workflow)):
