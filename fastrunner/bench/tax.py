@@ -1,0 +1,149 @@
+"""The runner tax: what a runner adds to an iteration of a loop written by hand that does the same arithmetic.
+
+Both sides use one model, one optimizer and the same batches in memory, take turns in one process, and are timed by the
+data source, so that neither has a clock in its loop. The hooks are the defaults of ``register_training_hooks``.
+
+Behind a real step a tax of microseconds drowns in the step's own variation; so it is measured a second time over a step
+that does nothing, where the tax is all there is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..optim.fused import FusedSGD
+from .measure import Timing, Window, difference, interleaved
+from .training import MAX_NORM, Plan, make_runner
+
+NEVER = 10**9
+
+
+def step_tax(
+    runner: str,
+    model: Any,
+    optimizer: Any,
+    batches: Sequence[Any],
+    *,
+    num_iters: int,
+    rounds: int,
+    work_dir: Path,
+    logger: logging.Logger,
+    synchronize: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """The tax over a real step, between due points: in the timed iterations there is nothing to log or to save."""
+
+    def by_runner(window: Window) -> None:
+        made = make_runner(_plan(runner, window), model, optimizer, work_dir, logger, **_nothing_due())
+        made.run([window], [("train", 1)])
+
+    def by_hand(window: Window) -> None:
+        model.train()
+        for batch in window:
+            outputs = model.train_step(batch, optimizer)
+            optimizer.zero_grad()
+            outputs["loss"].backward()
+            optimizer.clipped_step(MAX_NORM)
+
+    return _compare(by_hand, by_runner, batches, num_iters, rounds, synchronize)
+
+
+def noop_tax(
+    runner: str, *, num_iters: int, rounds: int, work_dir: Path, logger: logging.Logger, log_interval: int | None = None
+) -> dict[str, Any]:
+    """The tax over a step that does nothing: ``train_step`` returns the same dict, backward and update are empty.
+
+    Args:
+        log_interval: log every so many iterations; None: nothing is due in the timed iterations.
+    """
+    model = NoopModel()
+    optimizer = NoopOptimizer(model.parameters(), lr=0.1)
+    configs = _nothing_due(log_interval) | {"optimizer_config": {"grad_clip": None}}  # clipping is arithmetic
+
+    def by_runner(window: Window) -> None:
+        made = make_runner(_plan(runner, window), model, optimizer, work_dir, logger, **configs)
+        made.run([window], [("train", 1)])
+
+    def by_hand(window: Window) -> None:
+        model.train()
+        for batch in window:
+            outputs = model.train_step(batch, optimizer)
+            optimizer.zero_grad()
+            outputs["loss"].backward()
+            optimizer.step()
+
+    return _compare(by_hand, by_runner, [{}], num_iters, rounds, None)
+
+
+class NoopModel(nn.Module):
+    """A model whose training step costs a method call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8))
+        loss = torch.zeros((), requires_grad=True)
+        loss.backward = lambda: None  # type: ignore[method-assign,assignment,misc]  # of this tensor only
+        self.outputs = {"loss": loss, "log_vars": {"loss": loss.detach()}, "num_samples": 1}
+
+    def train_step(self, data_batch: Any, optimizer: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return self.outputs
+
+
+class NoopOptimizer(FusedSGD):
+    """An optimizer that does not optimise. (torch.optim's own constructors import dynamo, 2 s; this one does not.)"""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        pass
+
+    def step(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        pass
+
+
+def _plan(runner: str, window: Window) -> Plan:
+    return Plan(runner, num_iters=len(window), epoch_length=len(window), log_interval=NEVER)
+
+
+def _nothing_due(log_interval: int | None = None) -> dict[str, Any]:
+    log_config = {"interval": log_interval or NEVER, "hooks": [{"type": "TextLoggerHook"}]}
+    return {"checkpoint_config": {"interval": NEVER, "save_last": False}, "log_config": log_config}
+
+
+def _compare(
+    by_hand: Callable[[Window], None],
+    by_runner: Callable[[Window], None],
+    batches: Sequence[Any],
+    num_iters: int,
+    rounds: int,
+    synchronize: Callable[[], None] | None,
+) -> dict[str, Any]:
+    def timed(loop: Callable[[Window], None]) -> Callable[[], float]:
+        def sample() -> float:
+            window = Window(batches, num_iters, synchronize)
+            loop(window)
+            return window.ns_per_iter
+
+        return sample
+
+    by_hand(Window(batches, 1, synchronize))  # first calls: allocations, code caches
+    by_runner(Window(batches, 1, synchronize))
+    samples = interleaved({"bare": timed(by_hand), "runner": timed(by_runner)}, rounds)
+    delta = difference(samples["runner"], samples["bare"])
+    return {
+        "rounds": rounds,
+        "iters_per_round": num_iters,
+        "bare": Timing(tuple(samples["bare"])).summary(),
+        "runner": Timing(tuple(samples["runner"])).summary(),
+        "tax_us": {
+            "median": delta.median_ns / 1e3,
+            "low": delta.low_ns / 1e3,
+            "high": delta.high_ns / 1e3,
+            "confidence": delta.confidence,
+            "of_minima": (min(samples["runner"]) - min(samples["bare"])) / 1e3,
+            "contains_zero": delta.contains_zero,
+        },
+    }
