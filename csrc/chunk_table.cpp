@@ -24,8 +24,8 @@ std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // torch.nn.utils.clip_grad_norm_'s formula, in its order and precision.
-float clip_coefficient(double grad_norm, float max_norm) noexcept {
-  const float coef = 1.0f / (static_cast<float>(grad_norm) + 1e-6f) * max_norm;
+float clip_coefficient(float grad_norm, float max_norm) noexcept {
+  const float coef = 1.0f / (grad_norm + 1e-6f) * max_norm;
   return coef > 1.0f ? 1.0f : coef;  // NaN stays NaN
 }
 
@@ -69,13 +69,13 @@ ChunkTable::Range ChunkTable::share(int thread, int num_threads) const noexcept 
 StepResult ChunkTable::run_share(Range range, const std::optional<Clip>& clip) noexcept {
   if (!clip) {
     update(range, 1.0f, false);
-    return {std::numeric_limits<double>::quiet_NaN(), 1.0f};
+    return {std::numeric_limits<float>::quiet_NaN(), 1.0f};
   }
   sum_squares(range);
 #pragma omp barrier  // outside of a parallel region it does nothing
   double total = clip->rest_sum_squares;
   for (const double sum : sums_) total += sum;  // every thread, in the same order: cheaper than a second barrier
-  const double grad_norm = std::sqrt(total);
+  const float grad_norm = static_cast<float>(std::sqrt(total));
   const float clip_coef = clip_coefficient(grad_norm, clip->max_norm);
   update(range, clip_coef, clip->write_back && clip_coef != 1.0f);
   return {grad_norm, clip_coef};

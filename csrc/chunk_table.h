@@ -21,8 +21,8 @@ struct Clip {
 };
 
 struct StepResult {
-  double grad_norm;  // before clipping; NaN where nobody asked
-  float clip_coef;   // what the gradients were multiplied with
+  float grad_norm;  // before clipping; NaN where nobody asked
+  float clip_coef;  // what the gradients were multiplied with
 };
 
 class ChunkTable {

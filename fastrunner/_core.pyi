@@ -36,9 +36,10 @@ class SgdTable:
     ) -> tuple[float, float, list[Tensor]]:
         """Norm, clip and update in one pass: (grad_norm, clip_coef, tensors written to).
 
-        Options are read from ``param_groups``, gradients from the parameters. ``max_norm`` None: no clipping, and
-        grad_norm is NaN. ``rest_sum_squares`` belongs to gradients that are not in the table and counts in the norm.
-        Raises StaleTable before anything is written. Bumping version counters is left to the caller.
+        Options are read from ``param_groups``, gradients from the parameters. Both numbers are float32 values.
+        ``max_norm`` None: no clipping, and grad_norm is NaN. ``rest_sum_squares`` belongs to gradients that are not in
+        the table and counts in the norm. Raises StaleTable before anything is written. Bumping version counters is left
+        to the caller.
         """
 
     @property

@@ -73,7 +73,7 @@ class ParamTable:
             max_norm: bound on the joint L2 norm of all gradients; None: no clipping, and no norm.
             write_back: store the clipped gradients.
         Returns:
-            The norm before clipping; NaN if ``max_norm`` is None.
+            The norm before clipping, a float32 value; NaN if ``max_norm`` is None.
         Raises:
             fastrunner._core.StaleTable: this table no longer describes the optimizer; nothing was written.
             TypeError: an option is not a number, or a sparse gradient was to be clipped.

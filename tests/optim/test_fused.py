@@ -1,4 +1,4 @@
-"""FusedSGD's arithmetic: torch.optim.SGD's bits without clipping, float64's norm with it; whatever the ISA and threads."""
+"""FusedSGD's arithmetic: torch's bits without clipping, float64's norm with it; for any ISA and number of threads."""
 
 from __future__ import annotations
 
@@ -242,6 +242,13 @@ def test_non_finite_norm_does_as_torch_does(isa: str, bad: float, max_norm: floa
     np.testing.assert_array_equal(grad_norm, expected)
     np.testing.assert_array_equal(param.grad, other.grad)
     assert_same_bits([param], [other])
+
+
+def test_a_norm_beyond_float32_is_inf() -> None:
+    """Only gradients of float64 get that far: a chunk of float32 overflows before."""
+    param = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    param.grad = torch.full((3,), 1e39, dtype=torch.float64)
+    assert float(FusedSGD([param]).clipped_step(1.0)) == math.inf
 
 
 def test_squares_are_summed_beyond_float32() -> None:

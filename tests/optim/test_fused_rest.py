@@ -162,7 +162,7 @@ def test_the_same_parameter_twice_is_updated_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "spans, expected",
+    ("spans", "expected"),
     [
         ([(0, 4), (4, 8), (8, 12)], []),  # neighbours
         ([(0, 8), (4, 12)], [0, 1]),
