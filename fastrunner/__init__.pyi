@@ -53,16 +53,46 @@ from .hooks import (
     ClosureHook as ClosureHook,
 )
 from .hooks import (
+    CosineAnnealingLrUpdaterHook as CosineAnnealingLrUpdaterHook,
+)
+from .hooks import (
+    CosineAnnealingMomentumUpdaterHook as CosineAnnealingMomentumUpdaterHook,
+)
+from .hooks import (
+    CosineRestartLrUpdaterHook as CosineRestartLrUpdaterHook,
+)
+from .hooks import (
+    CyclicLrUpdaterHook as CyclicLrUpdaterHook,
+)
+from .hooks import (
+    CyclicMomentumUpdaterHook as CyclicMomentumUpdaterHook,
+)
+from .hooks import (
     EMAHook as EMAHook,
+)
+from .hooks import (
+    ExpLrUpdaterHook as ExpLrUpdaterHook,
 )
 from .hooks import (
     FixedLrUpdaterHook as FixedLrUpdaterHook,
 )
 from .hooks import (
+    FlatCosineAnnealingLrUpdaterHook as FlatCosineAnnealingLrUpdaterHook,
+)
+from .hooks import (
     Hook as Hook,
 )
 from .hooks import (
+    InvLrUpdaterHook as InvLrUpdaterHook,
+)
+from .hooks import (
     IterTimerHook as IterTimerHook,
+)
+from .hooks import (
+    LinearAnnealingLrUpdaterHook as LinearAnnealingLrUpdaterHook,
+)
+from .hooks import (
+    LinearAnnealingMomentumUpdaterHook as LinearAnnealingMomentumUpdaterHook,
 )
 from .hooks import (
     LoggerHook as LoggerHook,
@@ -71,13 +101,28 @@ from .hooks import (
     LrUpdaterHook as LrUpdaterHook,
 )
 from .hooks import (
+    MomentumUpdaterHook as MomentumUpdaterHook,
+)
+from .hooks import (
+    OneCycleLrUpdaterHook as OneCycleLrUpdaterHook,
+)
+from .hooks import (
+    OneCycleMomentumUpdaterHook as OneCycleMomentumUpdaterHook,
+)
+from .hooks import (
     OptimizerHook as OptimizerHook,
+)
+from .hooks import (
+    PolyLrUpdaterHook as PolyLrUpdaterHook,
 )
 from .hooks import (
     Priority as Priority,
 )
 from .hooks import (
     StepLrUpdaterHook as StepLrUpdaterHook,
+)
+from .hooks import (
+    StepMomentumUpdaterHook as StepMomentumUpdaterHook,
 )
 from .hooks import (
     TextLoggerHook as TextLoggerHook,

@@ -5,7 +5,27 @@ from .closure import ClosureHook
 from .ema import EMAHook
 from .hook import Hook
 from .logger import LoggerHook, TextLoggerHook
-from .lr import FixedLrUpdaterHook, LrUpdaterHook, StepLrUpdaterHook
+from .lr import (
+    CosineAnnealingLrUpdaterHook,
+    CosineRestartLrUpdaterHook,
+    ExpLrUpdaterHook,
+    FixedLrUpdaterHook,
+    FlatCosineAnnealingLrUpdaterHook,
+    InvLrUpdaterHook,
+    LinearAnnealingLrUpdaterHook,
+    LrUpdaterHook,
+    PolyLrUpdaterHook,
+    StepLrUpdaterHook,
+)
+from .lr_cyclic import CyclicLrUpdaterHook, OneCycleLrUpdaterHook
+from .momentum import (
+    CosineAnnealingMomentumUpdaterHook,
+    CyclicMomentumUpdaterHook,
+    LinearAnnealingMomentumUpdaterHook,
+    MomentumUpdaterHook,
+    OneCycleMomentumUpdaterHook,
+    StepMomentumUpdaterHook,
+)
 from .optimizer import OptimizerHook
 from .priority import Priority, get_priority
 from .timer import IterTimerHook
@@ -13,15 +33,30 @@ from .timer import IterTimerHook
 __all__ = [
     "CheckpointHook",
     "ClosureHook",
+    "CosineAnnealingLrUpdaterHook",
+    "CosineAnnealingMomentumUpdaterHook",
+    "CosineRestartLrUpdaterHook",
+    "CyclicLrUpdaterHook",
+    "CyclicMomentumUpdaterHook",
     "EMAHook",
+    "ExpLrUpdaterHook",
     "FixedLrUpdaterHook",
+    "FlatCosineAnnealingLrUpdaterHook",
     "Hook",
+    "InvLrUpdaterHook",
     "IterTimerHook",
+    "LinearAnnealingLrUpdaterHook",
+    "LinearAnnealingMomentumUpdaterHook",
     "LoggerHook",
     "LrUpdaterHook",
+    "MomentumUpdaterHook",
+    "OneCycleLrUpdaterHook",
+    "OneCycleMomentumUpdaterHook",
     "OptimizerHook",
+    "PolyLrUpdaterHook",
     "Priority",
     "StepLrUpdaterHook",
+    "StepMomentumUpdaterHook",
     "TextLoggerHook",
     "get_priority",
 ]
