@@ -72,9 +72,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     say("opening the data")
     train_set, val_set = DATA[options.data].open("train"), DATA[options.data].open("val")
     if options.batch_size > len(train_set):
-        raise OptionError(
-            f"--batch-size {options.batch_size} is more than the {len(train_set)} samples to train on"
-        )
+        raise OptionError(f"--batch-size {options.batch_size} is more than the {len(train_set)} samples to train on")
 
     seed_everything(options.seed)
     model = make_model(options, len(train_set.CLASSES)).to(device)
