@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dist import allreduce_params
 from ..registry import HOOKS
-from .hook import Hook
+from .hook import NEVER, Hook
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -69,6 +69,15 @@ class CheckpointHook(Hook):
         if self.every_n_iters(runner, self.interval) or (self.save_last and self.is_last_iter(runner)):
             runner.logger.info(f"Saving checkpoint at {runner.iter + 1} iterations")
             self._sync_and_save(runner)
+
+    due_if_alone = True  # a user's hook may change the interval
+
+    def due(self, runner: BaseRunner) -> int:
+        if self.by_epoch:
+            return NEVER  # not at iterations
+        last = runner._max_iters - 1 if self.save_last and runner._max_iters is not None else NEVER
+        nearest = runner.iter + -(runner.iter + 1) % self.interval if self.interval > 0 else NEVER
+        return min(nearest, last) if last >= runner.iter else nearest
 
     def after_run(self, runner: BaseRunner) -> None:
         if runner.stop_reason is not None and self.save_last and self._saved_iter != runner.iter:

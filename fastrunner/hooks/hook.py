@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
 
+NEVER = 1 << 62  # for ``due``: an iteration that no run reaches
+
 # A specific stage calls its generic method unless it is overridden: before_train_epoch -> before_epoch, and so on.
 GENERIC = {
     f"{when}_{mode}_{unit}": f"{when}_{unit}"
@@ -18,6 +20,10 @@ GENERIC = {
 
 class Hook:
     """Something that acts at stages of a run. Override the stages you want; each gets the runner and nothing else.
+
+    A hook that acts rarely may say when: ``due(runner)`` returns the next iteration, the one at hand included, at
+    which its ``before_train_iter`` and ``after_train_iter`` want to be called; it is not called before then, and is
+    asked again after each call. Every hook without ``due`` is called at every iteration.
 
     A hook that should survive a resume implements ``state_dict()`` and ``load_state_dict(state)`` (plain types and
     tensors); one that owns files or threads implements ``close()``, which is called once when a run ends, however it
@@ -38,6 +44,7 @@ class Hook:
     )
 
     priority: int  # set by register_hook; a class must not define it
+    due_if_alone = False  # ``due`` holds only until a user's hook is called: it may change what this one looks at
 
     def before_run(self, runner: BaseRunner) -> None:
         pass

@@ -53,7 +53,10 @@ class LogBuffer:
         """
         if not isinstance(vars, dict):
             raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
-        row = {k: v.detach() if isinstance(v, Tensor) and v.requires_grad else v for k, v in vars.items()}
+        row = {
+            k: v if type(v) is float or not (isinstance(v, Tensor) and v.requires_grad) else v.detach()
+            for k, v in vars.items()
+        }
         self._pending.append((row, count))
         if len(self._pending) >= _MAX_PENDING:
             self._settle()
@@ -87,33 +90,45 @@ class LogBuffer:
         self.clear_output()
 
     def _settle(self) -> None:
-        """Spread the pending rows over the histories, as floats."""
+        """Move the pending rows into the histories, as floats, one key at a time."""
         if not self._pending:
             return
         rows, self._pending = self._pending, []
-        _tensors_to_floats(rows)
-        for row, count in rows:
-            for key, value in row.items():
-                self._values.setdefault(key, []).append(float(value))
-                self._counts.setdefault(key, []).append(count)
+        kinds: dict[tuple[str, ...], list[tuple[dict[str, Any], int]]] = {}
+        for row in rows:
+            kinds.setdefault(tuple(row[0]), []).append(row)
+        keys = [key for kind in kinds for key in kind]
+        if len(keys) > len(set(keys)):  # a key comes in rows of several kinds: only row by row keeps its order
+            kinds = {(key,): [row for row in rows if key in row[0]] for key in dict.fromkeys(keys)}
+        columns = {key: [row[key] for row, _ in group] for kind, group in kinds.items() for key in kind}
+        _tensors_to_floats(columns)
+        for kind, group in kinds.items():
+            counts = [count for _, count in group]
+            for key in kind:
+                self._values.setdefault(key, []).extend(map(float, columns[key]))
+                self._counts.setdefault(key, []).extend(counts)
         if self.window is not None:
             for key in self._values:  # 2x: so that trimming is rare, not a copy at every log
                 if len(self._values[key]) > 2 * self.window:
                     del self._values[key][: -self.window], self._counts[key][: -self.window]
 
 
-def _tensors_to_floats(rows: list[tuple[dict[str, Any], int]]) -> None:
-    """Replace the tensors of all rows by floats: one stack and one transfer for each (device, dtype)."""
-    places: dict[tuple[torch.device, torch.dtype], list[tuple[dict[str, Any], str]]] = {}
-    for row, _ in rows:
-        for key, value in row.items():
+def _tensors_to_floats(columns: dict[str, list[Any]]) -> None:
+    """Replace the tensors of all columns by floats: one stack and one transfer for each (device, dtype)."""
+    places: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
+    for key, column in columns.items():
+        for i, value in enumerate(column):
             if isinstance(value, Tensor):
-                if value.numel() != 1:
-                    raise ValueError(
-                        f"log_vars[{key!r}] has shape {tuple(value.shape)}; log one number a key, e.g. its .mean()"
-                    )
-                places.setdefault((value.device, value.dtype), []).append((row, key))
+                if value.dim() != 0:
+                    column[i] = value = _scalar(key, value)
+                places.setdefault((value.device, value.dtype), []).append((column, i))
     for group in places.values():
-        floats = torch.stack([row[key].reshape(()) for row, key in group]).double().tolist()
-        for (row, key), number in zip(group, floats, strict=True):
-            row[key] = number
+        floats = torch.stack([column[i] for column, i in group]).double().tolist()
+        for (column, i), number in zip(group, floats, strict=True):
+            column[i] = number
+
+
+def _scalar(key: str, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(f"log_vars[{key!r}] has shape {tuple(value.shape)}; log one number a key, e.g. its .mean()")
+    return value.reshape(())

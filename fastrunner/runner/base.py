@@ -7,6 +7,7 @@ hooks read and write them at any time, so nothing here is cached across a call.
 from __future__ import annotations
 
 import logging
+import os
 import os.path as osp
 import re
 import warnings
@@ -191,6 +192,23 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
             self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
         self.outputs = outputs
 
+    def _train_batch(self, **kwargs: Any) -> None:
+        """The iteration of ``self.data_batch``, in MMCV's order, with only the hooks that have something to do."""
+        plan = self.current_plan()
+        before, after = plan.train_iter_calls(self)
+        if before:
+            plan.fire(before, self)
+            if plan.hooks != self._hooks:  # hooks have come or gone: what follows is theirs already
+                plan = self.current_plan()
+                _, after = plan.train_iter_calls(self)
+        self.run_iter(self.data_batch, train_mode=True, **kwargs)
+        self._uncounted = "iter"
+        if after:
+            plan.fire(after, self)
+        self._uncounted = ""
+        del self.data_batch
+        self._iter += 1
+
     def _val_step(self, data_batch: Any, **kwargs: Any) -> Any:
         return self.model.val_step(data_batch, self.optimizer, **kwargs)
 
@@ -264,13 +282,17 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         """The dispatch tables for the hooks as they are registered now."""
         plan = self._plan
         if plan is None or plan.hooks != self._hooks:
-            plan = self._plan = self._make_plan()
+            plan = self.renew_plan()
         return plan
 
-    def _make_plan(self) -> HookPlan:
-        if type(self).call_hook is not BaseRunner.call_hook or "call_hook" in self.__dict__:
-            return HookPlan.through(self._hooks, self.call_hook)
-        return HookPlan(self._hooks)
+    def renew_plan(self) -> HookPlan:
+        """Make the tables again: methods may be new on hooks. ``FASTRUNNER_PLAN=off`` asks every hook, as MMCV does."""
+        own_call_hook = type(self).call_hook is not BaseRunner.call_hook or "call_hook" in self.__dict__
+        if own_call_hook or os.environ.get("FASTRUNNER_PLAN") == "off":
+            self._plan = HookPlan.through(self._hooks, self.call_hook)
+        else:
+            self._plan = HookPlan(self._hooks, previous=self._plan)
+        return self._plan
 
     # Start and end of a run.
 
@@ -328,7 +350,8 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
 
     def _before_run(self) -> None:
         self.call_hook("before_run")
-        self._plan = self._make_plan()  # what before_run did to hooks counts
+        self._plan = None  # of another run
+        self.renew_plan()  # what before_run did to hooks counts
         self.resumed_buffers = {}
 
     # Checkpoints.

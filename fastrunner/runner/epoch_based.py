@@ -77,20 +77,12 @@ class EpochBasedRunner(BaseRunner):
         start, self._start = self._start, 0
         self._first_iter = self._iter - start
         self._midway = True
-        self._plan = None  # what was changed on hooks between epochs counts
-        plan = self.current_plan()
+        plan = self.renew_plan()
         plan.fire(plan.before_train_epoch, self)
 
         batches = enumerate(start_epoch(data_loader, self._epoch, start), start)
         for self._inner_iter, self.data_batch in batches:
-            plan = self.current_plan()
-            plan.fire(plan.before_train_iter, self)
-            self.run_iter(self.data_batch, train_mode=True, **kwargs)
-            self._uncounted = "iter"
-            plan.fire(plan.after_train_iter, self)
-            self._uncounted = ""
-            del self.data_batch
-            self._iter += 1
+            self._train_batch(**kwargs)
             if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
                 return
 

@@ -51,7 +51,7 @@ class IterBasedRunner(BaseRunner):
             )
             self._set_mode = True
             self.call_hook("before_epoch")
-            self._plan = self._make_plan()
+            self.renew_plan()
             # Nothing clears the histories between epochs here; keep what loggers and users average over.
             self.log_buffer.window = max([HISTORY, *(h.interval for h in self._hooks if isinstance(h, LoggerHook))])
 
@@ -82,15 +82,8 @@ class IterBasedRunner(BaseRunner):
         self.data_loader = data_loader
         self.data_batch = next(data_loader)
         self._epoch = data_loader.epoch
-        plan = self.current_plan()
-        plan.fire(plan.before_train_iter, self)
-        self.run_iter(self.data_batch, train_mode=True, **kwargs)
-        self._uncounted = "iter"
-        plan.fire(plan.after_train_iter, self)
-        self._uncounted = ""
-        del self.data_batch
+        self._train_batch(**kwargs)
         self._inner_iter += 1
-        self._iter += 1
 
     @torch.no_grad()
     def val(self, data_loader: Any, **kwargs: Any) -> None:
@@ -104,6 +97,7 @@ class IterBasedRunner(BaseRunner):
         plan.fire(plan.before_val_iter, self)
         self.run_iter(self.data_batch, train_mode=False, **kwargs)
         plan.fire(plan.after_val_iter, self)
+        plan.somebody_acted()
         del self.data_batch
         self._inner_iter += 1
 

@@ -112,3 +112,18 @@ def test_clear_output_keeps_histories_and_clear_does_not():
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):
         call(LogBuffer())
+
+
+@given(
+    st.lists(st.tuples(st.sets(st.sampled_from("abc"), min_size=1), st.integers(1, 3)), max_size=40), st.integers(0, 9)
+)
+def test_keys_that_come_and_go_keep_their_order(rows, every):
+    buffer, expected = LogBuffer(), {}
+    for i, (keys, count) in enumerate(rows):
+        buffer.update({key: torch.tensor(float(i)) if key == "a" else i for key in sorted(keys)}, count)
+        for key in keys:
+            expected.setdefault(key, []).append((float(i), count))
+        if every and i % every == 0:
+            assert buffer.val_history.keys() == expected.keys()
+    got = {k: list(zip(v, buffer.n_history[k], strict=True)) for k, v in buffer.val_history.items()}
+    assert got == expected

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..hook import Hook
+from ..hook import NEVER, Hook
 
 if TYPE_CHECKING:
     from ...runner.base import BaseRunner
@@ -106,6 +106,20 @@ class LoggerHook(Hook, metaclass=ABCMeta):
         if due or (not self.ignore_last and self.end_of_epoch(runner)):
             runner.log_buffer.average(self.interval)
         self._log_if_ready(runner)
+
+    due_if_alone = True  # whoever sets log_buffer.ready makes all loggers log
+
+    def due(self, runner: BaseRunner) -> int:
+        if self.ignore_last and not self.by_epoch:
+            return runner.iter + -(runner.iter + 1) % self.interval if self.interval > 0 else NEVER
+        if runner.max_epochs is None:
+            return runner.iter  # the iteration runner counts inner_iter within workflow entries
+        left = len(runner.data_loader) - runner.inner_iter  # batches of this epoch, with the one at hand
+        if left <= 0:
+            return runner.iter  # more batches than the loader's length said
+        count = runner.inner_iter if self.by_epoch else runner.iter
+        step = -(count + 1) % self.interval if self.interval > 0 else left
+        return runner.iter + min(step, left if self.ignore_last else left - 1)
 
     def after_train_epoch(self, runner: BaseRunner) -> None:
         self._log_if_ready(runner)  # what an evaluation at the end of the epoch has put there
