@@ -1,5 +1,6 @@
 #include "sgd_table.h"
 
+#include <algorithm>
 #include <string>
 
 #include "torch_reader.h"
@@ -27,13 +28,14 @@ const Keys& keys() {
 
 nb::handle item(const nb::list& list, std::size_t i) { return PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)); }
 
-nb::list copy_of(nb::handle list) { return nb::steal<nb::list>(PyList_GetSlice(list.ptr(), 0, PY_SSIZE_T_MAX)); }
+nb::list copy_of(nb::handle sequence) { return nb::list(sequence); }
 
-bool same_items(nb::handle list, nb::handle other) {
-  if (!PyList_Check(list.ptr()) || PyList_GET_SIZE(list.ptr()) != PyList_GET_SIZE(other.ptr())) return false;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i)
-    if (PyList_GET_ITEM(list.ptr(), i) != PyList_GET_ITEM(other.ptr(), i)) return false;
-  return true;
+bool same_items(nb::handle sequence, nb::handle list) {
+  PyObject* items = sequence.ptr();
+  if (!PyList_Check(items) && !PyTuple_Check(items)) return false;
+  return PySequence_Fast_GET_SIZE(items) == PyList_GET_SIZE(list.ptr()) &&
+         std::equal(PySequence_Fast_ITEMS(items), PySequence_Fast_ITEMS(items) + PySequence_Fast_GET_SIZE(items),
+                    PySequence_Fast_ITEMS(list.ptr()));
 }
 
 // dict.get(key), borrowed; null if there is no such key.
@@ -50,9 +52,9 @@ struct Group {
 
   nb::handle operator[](PyObject* key) const {
     const nb::handle value = find(dict, key);
-    if (!value) PyErr_Format(PyExc_KeyError, "parameter group %zu has no option %R", index, key);
-    if (!value) throw nb::python_error();
-    return value;
+    if (value) return value;
+    PyErr_Format(PyExc_KeyError, "parameter group %zu has no option %R", index, key);
+    throw nb::python_error();
   }
   double number(PyObject* key) const {  // an int, or a tensor of one element, will do
     const nb::handle value = (*this)[key];
@@ -113,6 +115,7 @@ SgdTable::SgdTable(nb::list param_groups, nb::dict state, nb::list params, const
     : numels_(numels_of(params)),
       groups_(groups),
       table_(numels_, groups, choose_isa(isa ? isa->c_str() : nullptr)),
+      grads_seen_(numels_.size()),
       params_(copy_of(params)),
       slots_(copy_of(slots)),
       buffers_(copy_of(buffers)),
@@ -121,7 +124,8 @@ SgdTable::SgdTable(nb::list param_groups, nb::dict state, nb::list params, const
   const std::size_t count = numels_.size();
   if (groups.size() != count || slots_.size() != count || buffers_.size() != count)
     throw nb::value_error("params, groups, slots and buffers must be of the same length");
-  for (nb::handle group : param_groups) members_.append(copy_of(find(group, keys().params)));
+  for (std::size_t g = 0; g < param_groups.size(); ++g)
+    members_.append(copy_of(Group{item(param_groups, g), g}[keys().params]));
   for (const int group : groups)
     if (group < 0 || static_cast<std::size_t>(group) >= members_.size())
       throw nb::value_error("groups holds an index that param_groups does not have");
@@ -175,6 +179,7 @@ void SgdTable::read_options(nb::list param_groups) {
 
 SgdTable::Gradients SgdTable::read_addresses() {
   Gradients live;
+  grads_seen_.clear();
   for (std::size_t i = 0; i < numels_.size(); ++i) {
     const nb::handle param = item(params_, i);
     TensorView view, like;
@@ -187,6 +192,8 @@ SgdTable::Gradients SgdTable::read_addresses() {
     table_.base[kGrad][i] = nullptr;
     if (grad.is_none()) continue;
     if (const char* why = view_like(grad, view, like)) stale(i, (std::string("has a gradient that ") + why).c_str());
+    // Scaled in two places at once it would be anything; backward passes never make such gradients, but people do.
+    if (address(like) && !grads_seen_.insert(address(like))) stale(i, "shares its gradient with another parameter");
     table_.base[kGrad][i] = address(like);
     live.params.append(param);
     live.grads.append(grad);

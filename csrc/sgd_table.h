@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "address_set.h"
 #include "chunk_table.h"
 
 namespace fastrunner {
@@ -24,7 +25,8 @@ class SgdTable {
            nanobind::list slots, nanobind::list buffers, const std::optional<std::string>& isa);
 
   // One step, or StaleTable before anything was written. Returns (grad_norm, clip_coef, the tensors written to).
-  // Holds references to all gradients, and the GIL except during the arithmetic.
+  // Keeps all gradients alive meanwhile, and holds the GIL except during the arithmetic. Another thread must not take a
+  // tensor's memory away then (`p.data = ...`, `resize_`); that is so for torch's own operations, too.
   nanobind::tuple step(nanobind::list param_groups, nanobind::dict state, std::optional<double> max_norm,
                        bool write_back, double rest_sum_squares);
 
@@ -48,6 +50,7 @@ class SgdTable {
   std::vector<std::int64_t> numels_;
   std::vector<int> groups_;
   ChunkTable table_;
+  AddressSet grads_seen_;
   bool running_ = false;
 
   // Strong references: what the table writes to cannot go away.

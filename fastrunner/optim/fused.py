@@ -135,7 +135,8 @@ class FusedSGD(Optimizer):
         """``clip_grad_norm_`` over all gradients of this optimizer and ``step()``, in one pass.
 
         A norm that is not finite does what it does with ``error_if_nonfinite=False``: NaN spreads to all gradients and
-        weights, inf scales every finite gradient to 0. Step hooks are called, and before the gradients are clipped.
+        weights, inf scales every finite gradient to 0. Step hooks are called, and before the gradients are clipped. A
+        gradient that several parameters share is scaled once; torch scales it once for each of them.
 
         Args:
             max_norm: bound on the joint L2 norm, in the unit of the gradients; > 0.

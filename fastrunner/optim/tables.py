@@ -9,7 +9,7 @@ functional SGD, one parameter at a time, with the same result.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # before _core: both have to run on torch's OpenMP runtime
 from torch import Tensor
@@ -20,9 +20,17 @@ from .. import _core
 
 ParamGroups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
-_Live = tuple[int, int, Tensor, Tensor]  # group, parameter, and the two tensors
 
 SGD_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+
+class Live(NamedTuple):
+    """A parameter of the rest that has a gradient."""
+
+    group: int
+    name: str
+    param: Tensor
+    grad: Tensor
 
 
 class ParamTable:
@@ -39,23 +47,27 @@ class ParamTable:
 
     def __init__(self, param_groups: ParamGroups, state: State, *, isa: str | None = None) -> None:
         self.rest: dict[tuple[int, int], str] = {}  # (group, parameter) -> why the core does not update it
-        self._rest_params: list[tuple[int, int, Tensor]] = []
+        self._rest_params: list[tuple[int, str, Tensor]] = []
         params: list[Tensor] = []
         groups: list[int] = []
         slots: list[dict[str, Any] | None] = []
         buffers: list[Tensor | None] = []
-        sharing = shared_memory([p for group in param_groups for p in group["params"]])
+        all_params = [p for group in param_groups for p in group["params"]]
+        sharing = {
+            **dict.fromkeys(_shared_gradients(all_params), "shares its gradient with another parameter"),
+            **dict.fromkeys(shared_memory(all_params), "shares memory with another parameter"),
+        }
         for g, group in enumerate(param_groups):
             for i, param in enumerate(group["params"]):
                 live = param.grad is not None
                 slot = state[param] if group["momentum"] != 0 and (live or param in state) else None
-                why = "shares memory with another parameter" if id(param) in sharing else _refusal(param)
-                buffer = None
+                name, buffer = name_of(param_groups, g, i), None
+                why = sharing.get(id(param)) or _refusal(param)
                 if why is None and slot is not None:
-                    buffer, why = _momentum_buffer(param, slot, name_of(param_groups, g, i))
+                    buffer, why = _momentum_buffer(param, slot, name)
                 if why is not None:
                     self.rest[g, i] = why
-                    self._rest_params.append((g, i, param))
+                    self._rest_params.append((g, name, param))
                     continue
                 params.append(param)
                 groups.append(g)
@@ -79,11 +91,8 @@ class ParamTable:
             TypeError: an option is not a number, or a sparse gradient was to be clipped.
             RuntimeError: torch's SGD cannot update one of the rest either.
         """
-        rest = [(g, i, p, p.grad) for g, i, p in self._rest_params if p.grad is not None]
-        rest_sum = 0.0
-        if max_norm is not None:
-            for g, i, _, grad in rest:
-                rest_sum += _sum_squares(grad, name_of(param_groups, g, i))
+        rest = [Live(g, name, p, p.grad) for g, name, p in self._rest_params if p.grad is not None]
+        rest_sum = 0.0 if max_norm is None else sum(_sum_squares(live) for live in rest)
         grad_norm, clip_coef, written = self._core.step(param_groups, state, max_norm, write_back, rest_sum)
         increment_version(written)  # graphs that saved the old values fail, as they do after torch's own step
         if rest:
@@ -92,26 +101,25 @@ class ParamTable:
         return grad_norm
 
     def _torch_step(
-        self, rest: list[_Live], param_groups: ParamGroups, state: State, clip_coef: float, write_back: bool
+        self, rest: list[Live], param_groups: ParamGroups, state: State, clip_coef: float, write_back: bool
     ) -> None:
         """torch.optim.SGD's update of the rest, momentum buffers included."""
+        groups = [param_groups[live.group] for live in rest]
         # All are looked up before the first is stored, as in torch: a parameter listed twice makes the difference.
-        buffers = [state[p].get("momentum_buffer") if param_groups[g]["momentum"] != 0 else None for g, _, p, _ in rest]
-        for (g, i, param, grad), buffer in zip(rest, buffers, strict=True):
-            group, stored = param_groups[g], [buffer]
+        buffers = [
+            state[live.param].get("momentum_buffer") if group["momentum"] != 0 else None
+            for live, group in zip(rest, groups, strict=True)
+        ]
+        clipped: dict[int, Tensor] = {}  # a gradient that several parameters share is clipped once
+        for (_, name, param, grad), group, buffer in zip(rest, groups, buffers, strict=True):
             if clip_coef != 1.0:
-                grad = grad.mul_(clip_coef) if write_back else grad * clip_coef
+                if _home(grad) not in clipped:
+                    clipped[_home(grad)] = grad.mul_(clip_coef) if write_back else grad * clip_coef
+                grad = clipped[_home(grad)]
+            stored, options = [buffer], {key: group[key] for key in SGD_OPTIONS}
             try:
-                sgd(
-                    [param],
-                    [grad],
-                    stored,
-                    has_sparse_grad=grad.is_sparse,
-                    foreach=False,
-                    **{key: group[key] for key in SGD_OPTIONS},
-                )
+                sgd([param], [grad], stored, has_sparse_grad=grad.is_sparse, foreach=False, **options)
             except (RuntimeError, TypeError) as error:  # sparse with weight decay, say
-                name = name_of(param_groups, g, i)
                 raise RuntimeError(f"{name}: torch.optim.SGD cannot update it either: {error}") from error
             if group["momentum"] != 0:
                 state[param]["momentum_buffer"] = stored[0]
@@ -131,7 +139,7 @@ def shared_memory(params: Sequence[Tensor]) -> set[int]:
     spans = sorted(
         (p.data_ptr(), p.data_ptr() + p.element_size() * (1 + _last_index(p)), id(p))
         for p in params
-        if p.layout == torch.strided and p.device.type == "cpu" and p.numel() > 0
+        if _has_memory(p) and p.numel() > 0
     )
     sharing: set[int] = set()
     furthest, owner = 0, 0
@@ -141,6 +149,26 @@ def shared_memory(params: Sequence[Tensor]) -> set[int]:
         if end > furthest:
             furthest, owner = end, param
     return sharing
+
+
+def _shared_gradients(params: Sequence[Tensor]) -> set[int]:
+    """ids of the parameters whose ``.grad`` lies where another one's does: it must not be scaled twice."""
+    owners: dict[int, list[int]] = {}
+    for p in params:
+        if p.grad is not None:
+            owners.setdefault(_home(p.grad), []).append(id(p))
+    return {owner for group in owners.values() if len(group) > 1 for owner in group}
+
+
+def _home(grad: Tensor) -> int:
+    """The same for gradients in the same memory."""
+    return grad.data_ptr() if _has_memory(grad) and grad.numel() > 0 else id(grad)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Subclasses may wrap other tensors and have none of their own."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return plain and tensor.device.type == "cpu"
 
 
 def _last_index(tensor: Tensor) -> int:
@@ -173,10 +201,11 @@ def _momentum_buffer(param: Tensor, slot: dict[str, Any], name: str) -> tuple[Te
     return stored, f"has a momentum buffer that {why}" if why else None
 
 
-def _sum_squares(grad: Tensor, name: str) -> float:
+def _sum_squares(live: Live) -> float:
+    grad = live.grad
     if grad.layout != torch.strided:
         raise TypeError(
-            f"{name}: its gradient is sparse, and torch has no norm for that; "
+            f"{live.name}: its gradient is sparse, and torch has no norm for that; "
             "make it dense (nn.Embedding(..., sparse=False)) or do not clip"
         )
     magnitudes = grad.abs() if grad.is_complex() else grad

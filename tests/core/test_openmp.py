@@ -59,7 +59,8 @@ def test_forked_child_steps(threads_in_child: int | None) -> None:
     optimizer.clipped_step(1e9)  # in the parent two threads are running now
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # ends the child if it hangs
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the child if it hangs; Python's handler would wait, too
+        signal.alarm(20)
         if threads_in_child is not None:
             torch.set_num_threads(threads_in_child)
         optimizer.clipped_step(1e9)

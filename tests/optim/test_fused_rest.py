@@ -176,6 +176,28 @@ def test_shared_memory(spans: list[tuple[int, int]], expected: list[int]) -> Non
     assert shared_memory(params) == {id(params[i]) for i in expected}
 
 
+@pytest.mark.parametrize("write_back", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_shared_gradient_is_clipped_once(late: bool, write_back: bool) -> None:
+    """torch.autograd.grad gives two summands one tensor; both are to get it, clipped to the norm that was asked for."""
+    params = [nn.Parameter(torch.zeros(50_000)) for _ in range(3)]
+    optimizer = FusedSGD(params, lr=1.0)
+    if late:  # the table has been built without an inkling
+        for p in params:
+            p.grad = torch.zeros(50_000)
+        optimizer.clipped_step(1.0)
+    shared, same = torch.autograd.grad((params[0] + params[1]).mul(2.0).sum(), params[:2])
+    assert shared is same, "torch copies it now: nothing is shared, and the test can go"
+    for p, grad in zip(params, (shared, shared, torch.ones(50_000)), strict=True):
+        p.grad = grad
+    grad_norm = float(optimizer.clipped_step(1.0, write_back=write_back))
+    assert grad_norm == pytest.approx(math.sqrt(50_000 * (4 + 4 + 1)), rel=1e-6)
+    for p, value in zip(params, (2.0, 2.0, 1.0), strict=True):
+        torch.testing.assert_close(p.detach(), torch.full((50_000,), -value / grad_norm))
+    torch.testing.assert_close(shared, torch.full((50_000,), 2.0 / grad_norm if write_back else 2.0))
+    assert optimizer.rest == dict.fromkeys([(0, 0), (0, 1)], "shares its gradient with another parameter")
+
+
 def test_lazily_negated_gradient() -> None:
     """Autograd leaves such a gradient to a parameter of one element in complex maths, and DLPack does not tell."""
     param, other = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([2.0]))

@@ -126,6 +126,30 @@ def test_a_change_behind_its_back_is_followed(
         pair.step()
 
 
+def test_groups_may_shrink_while_one_had_a_parameter_of_the_rest() -> None:
+    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+    optimizer = FusedSGD([{"params": [p]} for p in params], lr=1.0)
+    for expected in ([0.0, 0.0], [-1.0, 0.0]):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.clipped_step(100.0)
+        assert [p[0].item() for p in params] == expected
+        del optimizer.param_groups[1:]
+    assert optimizer.rest == {}
+
+
+def test_params_of_a_group_may_be_a_tuple() -> None:
+    """Then torch steps as well; a list is only what its constructor makes of them."""
+    params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = FusedSGD(params, lr=1.0)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    for expected in (0.0, -1.0):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert [p[0].item() for p in params] == [expected, expected]
+
+
 def test_old_memory_is_left_alone() -> None:
     """The table has seen the address of memory that the parameter has left, and that somebody else owns now."""
     param = nn.Parameter(torch.ones(SIZE))
