@@ -14,11 +14,13 @@ from ..optim.schedule import (
     get_position_from_periods,
     inv_value,
     linear_value,
+    next_step,
     poly_value,
     step_value,
     warmup_factor,
 )
 from ..registry import HOOKS
+from .hook import NEVER
 from .policy import PolicyHook, format_param, per_optimizer, pure
 from .policy_checks import check_numbers, check_one_of, check_share, check_steps
 
@@ -138,6 +140,9 @@ class FixedLrUpdaterHook(LrUpdaterHook):
     def get_lr(self, runner: BaseRunner, base_lr: float) -> float:
         return base_lr
 
+    def _next_change(self, cur_iter: int) -> int:
+        return NEVER
+
 
 @HOOKS.register_module()
 class StepLrUpdaterHook(LrUpdaterHook):
@@ -161,6 +166,9 @@ class StepLrUpdaterHook(LrUpdaterHook):
     @pure
     def get_lr(self, runner: BaseRunner, base_lr: float) -> float:
         return step_value(base_lr, self._progress(runner), self.step, self.gamma, self.min_lr)
+
+    def _next_change(self, cur_iter: int) -> int:
+        return next_step(cur_iter, self.step)
 
 
 @HOOKS.register_module()

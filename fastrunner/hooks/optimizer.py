@@ -32,8 +32,9 @@ class OptimizerHook(Hook):
     def __init__(self, grad_clip: dict[str, Any] | None = None, detect_anomalous_params: bool = False) -> None:
         self.grad_clip = grad_clip
         self.detect_anomalous_params = detect_anomalous_params
-        self._fold_checked: tuple[Any, ...] = ()
         self._fold = False
+        self._plan: Any = None  # what ``_fold`` was decided for
+        self._num_groups = -1
 
     def clip_grads(self, params: Iterable[nn.Parameter]) -> Tensor | None:
         """Clip in place and return the norm before; None where no parameter has a gradient."""
@@ -74,9 +75,9 @@ class OptimizerHook(Hook):
         of the model's parameters: MMCV's norm is taken over the model. Looked at when a plan is made (at the start and
         at each epoch), not at each iteration.
         """
-        key = (runner._plan, runner.model, runner.optimizer, len(runner.optimizer.param_groups), self.grad_clip)
-        if len(self._fold_checked) != len(key) or any(a is not b for a, b in zip(key, self._fold_checked, strict=True)):
-            self._fold_checked = key
+        num_groups = len(runner.optimizer.param_groups)
+        if self._plan is not runner._plan or self._num_groups != num_groups:
+            self._plan, self._num_groups = runner._plan, num_groups
             self._fold = (
                 type(runner.optimizer) is FusedSGD
                 and type(self).clip_grads is OptimizerHook.clip_grads

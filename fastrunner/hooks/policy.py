@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..optim.schedule import WARMUPS
-from .hook import Hook
+from .hook import NEVER, Hook
 from .policy_checks import check_numbers
 
 if TYPE_CHECKING:
@@ -96,6 +96,18 @@ class PolicyHook(Hook):
             self._write(runner, cur_iter if left > 0 else None)
         elif self.warmup is not None and left >= 0:
             self._write(runner, cur_iter if left > 0 else None)
+
+    due_if_alone = True  # a user's hook may write to the same place
+
+    def due(self, runner: BaseRunner) -> int:
+        """During warm-up every iteration; then none by epoch, and by iteration those that change the value."""
+        if self.warmup is not None and (self.warmup_iters is None or runner.iter <= self.warmup_iters):
+            return runner.iter
+        return NEVER if self.by_epoch else self._next_change(runner.iter)
+
+    def _next_change(self, cur_iter: int) -> int:
+        """The first iteration from ``cur_iter`` on that may have another value than the one before."""
+        return cur_iter
 
     def _warmup_length(self) -> int:
         if self.warmup_iters is None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,10 @@ class LogBuffer:
         """
         if not isinstance(vars, dict):
             raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
-        row = {
-            k: v if type(v) is float or not (isinstance(v, Tensor) and v.requires_grad) else v.detach()
-            for k, v in vars.items()
-        }
+        row = vars.copy()  # a model may use its dict again
+        for key, value in row.items():
+            if type(value) is not float and isinstance(value, Tensor) and value.requires_grad:
+                row[key] = value.detach()  # or a log interval's graphs would stay alive
         self._pending.append((row, count))
         if len(self._pending) >= _MAX_PENDING:
             self._settle()
@@ -100,12 +101,11 @@ class LogBuffer:
         keys = [key for kind in kinds for key in kind]
         if len(keys) > len(set(keys)):  # a key comes in rows of several kinds: only row by row keeps its order
             kinds = {(key,): [row for row in rows if key in row[0]] for key in dict.fromkeys(keys)}
-        columns = {key: [row[key] for row, _ in group] for kind, group in kinds.items() for key in kind}
-        _tensors_to_floats(columns)
+        columns = _floats({key: [row[key] for row, _ in group] for kind, group in kinds.items() for key in kind})
         for kind, group in kinds.items():
             counts = [count for _, count in group]
             for key in kind:
-                self._values.setdefault(key, []).extend(map(float, columns[key]))
+                self._values.setdefault(key, []).extend(columns[key])
                 self._counts.setdefault(key, []).extend(counts)
         if self.window is not None:
             for key in self._values:  # 2x: so that trimming is rare, not a copy at every log
@@ -113,22 +113,28 @@ class LogBuffer:
                     del self._values[key][: -self.window], self._counts[key][: -self.window]
 
 
-def _tensors_to_floats(columns: dict[str, list[Any]]) -> None:
-    """Replace the tensors of all columns by floats: one stack and one transfer for each (device, dtype)."""
-    places: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
+def _floats(columns: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """All values as Python floats: one transfer for all columns of tensors on a device."""
+    floats: dict[str, list[float]] = {}
+    stacks: dict[torch.device, dict[str, Tensor]] = {}
     for key, column in columns.items():
-        for i, value in enumerate(column):
-            if isinstance(value, Tensor):
-                if value.dim() != 0:
-                    column[i] = value = _scalar(key, value)
-                places.setdefault((value.device, value.dtype), []).append((column, i))
-    for group in places.values():
-        floats = torch.stack([column[i] for column, i in group]).double().tolist()
-        for (column, i), number in zip(group, floats, strict=True):
-            column[i] = number
+        first = column[0]
+        try:
+            if isinstance(first, Tensor):
+                stack = torch.stack(column).reshape(len(column)).double()
+                stacks.setdefault(stack.device, {})[key] = stack
+            else:
+                floats[key] = list(map(float, column))
+        except (TypeError, RuntimeError, ValueError):  # tensors among numbers, on two devices, or of several elements
+            floats[key] = [_float(key, value) for value in column]
+    for stack_of in stacks.values():
+        numbers = iter(torch.cat(list(stack_of.values())).tolist())
+        for key, stack in stack_of.items():
+            floats[key] = list(islice(numbers, len(stack)))
+    return floats
 
 
-def _scalar(key: str, value: Tensor) -> Tensor:
-    if value.numel() != 1:
+def _float(key: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"log_vars[{key!r}] has shape {tuple(value.shape)}; log one number a key, e.g. its .mean()")
-    return value.reshape(())
+    return float(value)

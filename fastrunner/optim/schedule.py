@@ -39,6 +39,13 @@ def step_value(base: float, progress: int, step: int | Sequence[int], gamma: flo
     return value if floor is None else max(value, floor)
 
 
+def next_step(progress: int, step: int | Sequence[int]) -> int:
+    """The first progress from this one on at which ``step_value`` may change; beyond all numbers if it never does."""
+    if isinstance(step, int):
+        return progress + -progress % step
+    return min((at for at in step if at >= progress), default=1 << 62)
+
+
 def exp_value(base: float, progress: int, gamma: float) -> float:
     """``base * gamma**progress``."""
     return base * gamma**progress

@@ -69,15 +69,26 @@ def says_when(hook: Hook) -> bool:
     return False
 
 
+def bound(hook: Hook, stage: str) -> Call:
+    """What to call for ``hook`` at ``stage``: the generic method itself, where the stage would only pass on to it."""
+    own = stage in getattr(hook, "__dict__", ()) or getattr(type(hook), stage) is not getattr(Hook, stage)
+    call: Call = getattr(hook, stage if own else GENERIC.get(stage, stage))
+    return call
+
+
 class HookPlan:
     """stage -> calls in priority order, one attribute a stage.
 
     Attributes:
-        hooks: the hooks the plan was made from; a plan whose list differs from the runner's is stale.
+        hooks, model, optimizer: what the plan was made for; where the runner has others, it is stale.
         next_due: the first iteration at which a hook with ``due`` wants to be called, or may: until then the stages of
             a train iteration call only the hooks that say nothing.
+        alone: until then, no user's hook is called: nothing changes but what the plan knows.
+        quiet: the calls before and after a train iteration until then.
     """
 
+    model: Any = None
+    optimizer: Any = None
     before_run: tuple[Call, ...]
     before_epoch: tuple[Call, ...]
     before_train_epoch: tuple[Call, ...]
@@ -96,7 +107,7 @@ class HookPlan:
         self._origin: dict[int, tuple[str, str]] = {}  # id of a call -> (hook, stage), read only when one raises
         for stage in STAGES:
             acting = [hook for hook in hooks if acts(hook, stage)]
-            calls = tuple(getattr(hook, stage) for hook in acting)
+            calls = tuple(bound(hook, stage) for hook in acting)
             setattr(self, stage, calls)
             self._origin.update(
                 (id(call), (type(hook).__name__, stage)) for hook, call in zip(acting, calls, strict=True)
@@ -109,10 +120,10 @@ class HookPlan:
         stages = ("before_train_iter", "after_train_iter")
         acting = [hook for hook in self.hooks if any(acts(hook, stage) for stage in stages)]
         # What users' hooks leave behind (an lr, an interval, a buffer that is ready) concerns some hooks at any time.
-        alone = all(is_ours(hook) or says_when(hook) for hook in acting)
-        self._timed = {id(hook): hook for hook in acting if says_when(hook) and (alone or not hook.due_if_alone)}
+        self.alone = all(is_ours(hook) or says_when(hook) for hook in acting)
+        self._timed = {id(hook): hook for hook in acting if says_when(hook) and (self.alone or not hook.due_if_alone)}
         self._due = {key: due[key] for key in self._timed if key in due}  # a point that was named stays, across plans
-        self._quiet = self._without(set(self._timed))
+        self.quiet = self._without(set(self._timed))
         self.somebody_acted()
 
     def somebody_acted(self) -> None:
@@ -135,14 +146,14 @@ class HookPlan:
         """
         now = runner._iter
         if now < self.next_due:
-            return self._quiet
+            return self.quiet
         for key, hook in self._timed.items():
             if key not in self._due:
                 self._due[key] = _ask(hook, runner)
         waiting = {key for key, at in self._due.items() if at > now}
         if len(waiting) == len(self._timed):
             self.next_due = min(self._due.values(), default=NEVER)
-            return self._quiet
+            return self.quiet
         called = [hook for key, hook in self._timed.items() if key not in waiting]
         self._due = {key: self._due[key] for key in waiting}  # those that are called are asked again
         self.next_due = now + 1
@@ -158,7 +169,8 @@ class HookPlan:
         plan.hooks = list(hooks)
         for stage in STAGES:
             setattr(plan, stage, (partial(_call_hook, call_hook, stage),))
-        plan._quiet = plan._without(set())
+        plan.quiet = plan._without(set())
+        plan.alone = False
         return plan
 
     def fire(self, calls: tuple[Call, ...], runner: BaseRunner) -> None:

@@ -194,8 +194,12 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
 
     def _train_batch(self, **kwargs: Any) -> None:
         """The iteration of ``self.data_batch``, in MMCV's order, with only the hooks that have something to do."""
-        plan = self.current_plan()
-        before, after = plan.train_iter_calls(self)
+        plan = self._plan
+        if plan is not None and self._iter < plan.next_due and plan.alone:
+            before, after = plan.quiet
+        else:
+            plan = self.current_plan()
+            before, after = plan.train_iter_calls(self)
         if before:
             plan.fire(before, self)
             if plan.hooks != self._hooks:  # hooks have come or gone: what follows is theirs already
@@ -253,6 +257,8 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         while index > 0 and self._hooks[index - 1].priority > hook.priority:
             index -= 1
         self._hooks.insert(index, hook)
+        if self._plan is not None:
+            self._plan.next_due = 0  # look at the hooks again
 
     def call_hook(self, fn_name: str) -> None:
         """Call the method ``fn_name`` of every hook, in order."""
@@ -281,7 +287,12 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
     def current_plan(self) -> HookPlan:
         """The dispatch tables for the hooks as they are registered now."""
         plan = self._plan
-        if plan is None or plan.hooks != self._hooks:
+        if (
+            plan is None
+            or plan.hooks != self._hooks
+            or plan.model is not self.model
+            or plan.optimizer is not self.optimizer
+        ):
             plan = self.renew_plan()
         return plan
 
@@ -292,6 +303,7 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
             self._plan = HookPlan.through(self._hooks, self.call_hook)
         else:
             self._plan = HookPlan(self._hooks, previous=self._plan)
+        self._plan.model, self._plan.optimizer = self.model, self.optimizer
         return self._plan
 
     # Start and end of a run.
