@@ -290,6 +290,19 @@ def test_lr_schedulers_count_clipped_steps() -> None:
     assert param.item() == -1.5
 
 
+def test_grad_scaler_drives_it() -> None:
+    """It unscales, and skips the step where it found inf."""
+    param = nn.Parameter(torch.zeros(2))
+    optimizer = FusedSGD([param], lr=1.0, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor, expected in ((1.0, -1.0), (math.inf, -1.0), (1.0, -2.9)):
+        optimizer.zero_grad()
+        torch.autograd.backward(scaler.scale((param * factor).sum()))
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(param.detach(), torch.full((2,), expected))
+
+
 def test_stale_graphs_fail_as_in_torch() -> None:
     """A graph that saved a weight before the step must not go backward through the new one."""
     param = nn.Parameter(torch.ones(2))
