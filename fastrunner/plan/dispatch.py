@@ -73,7 +73,8 @@ def bound(hook: Hook, stage: str) -> Call:
     """What to call for ``hook`` at ``stage``: the generic method itself, where the stage would only pass on to it."""
     own = stage in getattr(hook, "__dict__", ()) or getattr(type(hook), stage) is not getattr(Hook, stage)
     call: Call = getattr(hook, stage if own else GENERIC.get(stage, stage))
-    return call
+    # A plain function on the object may stand for several stages; each gets an identity, to be named by.
+    return call if hasattr(call, "__self__") else partial(call)
 
 
 class HookPlan:
