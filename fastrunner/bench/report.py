@@ -95,14 +95,14 @@ def _tax(tax: dict[str, Any], console: Console) -> None:
         note = f"{case['rounds']} x {case['iters_per_round']:,}, bare {duration(case['bare']['median_ns'])}"
         rows.append((label, middle, f"[{low}, {high}]".replace(" ]", "]"), note))
     _print(console, "Runner tax", "an iteration, over a bare loop; median and 95 % interval", rows)
-    step = tax["step"]
-    if step["tax_us"]["contains_zero"]:
-        console.print(
-            "  The first interval contains 0: no tax can be seen behind a step of "
-            f"{duration(step['bare']['median_ns']).strip()}.",
-            style="dim",
-            highlight=False,
-        )
+    tax_us, bare = tax["step"]["tax_us"], duration(tax["step"]["bare"]["median_ns"]).strip()
+    words = ""
+    if tax_us["contains_zero"]:
+        words = f"The first interval contains 0: no tax can be seen behind a step of {bare}."
+    elif tax_us["high"] < 0:
+        words = "The first interval is below 0, which no tax can be: the machine was too unsteady to see one."
+    if words:
+        console.print(f"  {words}", style="dim", highlight=False)
 
 
 def _learning(result: dict[str, Any], console: Console) -> None:

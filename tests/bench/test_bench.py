@@ -109,7 +109,9 @@ def test_report_of_a_tax_that_cannot_be_seen(results):
     assert "The first interval contains 0: no tax can be seen behind a step of" in text_of(result)
     assert "[-20.0 us, +31.0 us]" in text_of(result)
     tax.update(low=2.0, contains_zero=False)
-    assert "contains 0" not in text_of(result)
+    assert "The first interval" not in text_of(result)
+    tax.update(median=-9.0, high=-2.0)
+    assert "The first interval is below 0, which no tax can be" in text_of(result)
     del result["tax"]
     assert "Runner tax" not in text_of(result)
 
@@ -270,9 +272,10 @@ def test_facts(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # half a minute where nothing else runs
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_default_run_learns_photographs(runner, tmp_path, capsys):
-    """The default, as it is: JPEG files through DALI. Chance is 10 %; measured accuracies are 82 to 88 %."""
+    """The default, as it is: JPEG files through DALI. Chance is 10 %; four seeds gave 84 to 89 %."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     pytest.importorskip("skimage", reason="scikit-image is not installed")
     torch.set_num_threads(2)

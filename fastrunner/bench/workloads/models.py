@@ -33,10 +33,10 @@ class Network(nn.Module):
 
 
 def cnn(channels: int, size: int, classes: int) -> nn.Module:
-    """Three 3 x 3 convolutions (32, 64, 128) with batch norm, a global mean, a linear layer: 94,762 parameters for RGB
+    """Three 3 x 3 convolutions (16, 32, 64) with batch norm, a global mean, a linear layer: 24,346 parameters for RGB
     and 10 classes. Each convolution halves the image, but for small ones not the first."""
     layers: list[nn.Module] = []
-    for number, width in enumerate((32, 64, 128)):
+    for number, width in enumerate((16, 32, 64)):
         stride = 2 if number or size >= 32 else 1
         layers += [
             nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
