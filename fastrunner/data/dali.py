@@ -98,6 +98,22 @@ class _InFlight:
     epoch: int
     position: int
     indices: NDArray[np.int64]
+    labels: Tensor
+
+
+@dataclass(slots=True)
+class _Block:
+    """The pipeline's inputs for ``_BLOCK`` batches of an epoch, the last of them perhaps fewer."""
+
+    epoch: int
+    number: int
+    indices: NDArray[np.int64]
+    labels: Tensor
+    inputs: dict[str, NDArray[Any]]
+
+
+# Batches whose names and crops are worked out together: numpy costs 0.2 ms a batch, but hardly more for 16 of them.
+_BLOCK = 16
 
 
 class DaliLoader:
@@ -156,6 +172,7 @@ class DaliLoader:
         self._queue: deque[_InFlight] = deque()
         self._feeding = (0, 0)  # epoch and position of the batch to be fed next
         self._order: tuple[int, NDArray[np.int64]] | None = None  # (epoch, its order) that was fed last
+        self._block: _Block | None = None  # that was fed last
 
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
@@ -170,7 +187,7 @@ class DaliLoader:
     @seed.setter
     def seed(self, seed: int) -> None:
         if seed != self._seed:
-            self._seed, self._order = seed, None
+            self._seed, self._order, self._block = seed, None, None
             self._iterator += 1
             self._drain()
 
@@ -232,16 +249,27 @@ class DaliLoader:
             suspects = [batch, *self._queue]
             self.close()  # a pipeline that has failed cannot go on
             raise RuntimeError(self._blame(suspects)) from error
-        img = from_dlpack(images.as_tensor())
+        img = from_dlpack(images.as_tensor().__dlpack__())  # 5 us; with the tensor itself 130
         self._pipe.release_outputs()
         self._feed()
         self._pipe.schedule_run()
-        return {"img": img, "gt_label": self.dataset.labels[torch.from_numpy(batch.indices)]}
+        return {"img": img, "gt_label": batch.labels}
 
     def _feed(self) -> None:
         """Give the pipeline its next batch to make."""
         epoch, position = self._feeding
         self._feeding = (epoch, position + 1) if position + 1 < len(self) else (self._epoch_after(epoch), 0)
+        block, first = divmod(position, _BLOCK)
+        if self._block is None or (self._block.epoch, self._block.number) != (epoch, block):
+            self._block = self._make_block(epoch, block)
+        rows = slice(first * self.batch_size, (first + 1) * self.batch_size)
+        batch = _InFlight(epoch, position, self._block.indices[rows], self._block.labels[rows])
+        for name, array in self._block.inputs.items():
+            self._pipe.feed_input(name, array[rows])
+        self._queue.append(batch)
+        self.samples_fed += len(batch.indices)
+
+    def _make_block(self, epoch: int, number: int) -> _Block:
         if self._order is None or self._order[0] != epoch:
             order = epoch_indices(
                 len(self.dataset),
@@ -252,22 +280,23 @@ class DaliLoader:
                 shuffle=self.shuffle,
             )
             self._order = (epoch, order)
-        first = position * self.batch_size
-        indices = self._order[1][first : first + self.batch_size]
-        self._feed_samples(self._pipe, epoch, indices)
-        self._queue.append(_InFlight(epoch, position, indices))
-        self.samples_fed += len(indices)
+        samples = _BLOCK * self.batch_size
+        indices = self._order[1][number * samples : (number + 1) * samples]
+        labels = self.dataset.labels[torch.from_numpy(indices)]
+        return _Block(epoch, number, indices, labels, self._inputs(epoch, indices))
 
     def _epoch_after(self, epoch: int) -> int:
         return epoch + 1 if self.shuffle or self.augment else epoch
 
-    def _feed_samples(self, pipe: Any, epoch: int, indices: NDArray[np.int64]) -> None:
+    def _inputs(self, epoch: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What the pipeline gets for some samples: one row each."""
         files = self.dataset.files
         # One array for all names, padded with zeros: DALI reads a name up to its first zero byte.
         names = np.array([os.fsencode(files[index]) for index in indices.tolist()])
-        pipe.feed_input("names", names.view(np.uint8).reshape(len(names), -1))
+        inputs: dict[str, NDArray[Any]] = {"names": names.view(np.uint8).reshape(len(names), -1)}
         if self.augment:
-            pipe.feed_input("crops", crop_and_mirror(uniforms(self.seed, epoch, indices, 5)))
+            inputs["crops"] = crop_and_mirror(uniforms(self.seed, epoch, indices, 5))
+        return inputs
 
     def _drain(self) -> None:
         """Drop the batches that were made ahead."""
@@ -310,7 +339,8 @@ class DaliLoader:
         for batch in suspects:
             for index in batch.indices:
                 try:
-                    self._feed_samples(pipe, batch.epoch, np.array([index]))
+                    for name, array in self._inputs(batch.epoch, np.array([index])).items():
+                        pipe.feed_input(name, array)
                     pipe.schedule_run()
                     pipe.share_outputs()
                     pipe.release_outputs()

@@ -150,11 +150,17 @@ def test_crops_like_pillow(folder):
     assert 0 < sum(mirrored) < N
 
 
-def test_order_is_epoch_indices(folder):
-    loader = make(folder)
+@pytest.mark.parametrize("batch_size", [1, 4])  # 23 batches an epoch: more than are prepared together
+def test_order_is_epoch_indices(folder, batch_size):
+    loader = make(folder, batch_size=batch_size)
     for epoch in range(3):
         seen = torch.cat([batch["gt_label"] for batch in loader]).tolist()
         assert seen == epoch_indices(N, seed=5, epoch=epoch).tolist()
+
+
+def test_an_image_does_not_depend_on_its_batch(folder):
+    large, small = (torch.cat([b["img"] for b in epochs(make(folder, batch_size=n), 2)]) for n in (4, 1))
+    assert torch.equal(large, small)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,14 @@ def test_seek_back_and_forth_on_a_running_loader(folder):
     for epoch, position in ((1, 4), (0, 0), (0, 4), (1, 1)):
         loader.seek(epoch, position)
         assert_same(take(loader, 2), wanted[6 * epoch + position :][:2])
+
+
+def test_seek_across_what_is_prepared_together(folder):
+    wanted = epochs(make(folder, batch_size=1), 1)
+    for position in (0, 15, 16, 17, 22):
+        loader = make(folder, batch_size=1)
+        loader.seek(0, position)
+        assert_same(take(loader, 3), wanted[position : position + 3])
 
 
 def test_seek_decodes_nothing_that_it_skips(folder):
