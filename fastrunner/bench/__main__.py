@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="autocast to it (default: float32, none)",
     )
     add("--channels-last", action="store_true", help="let images and weights lie channels last")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--seed", type=not_negative, default=0, help="default: %(default)s")
     add("--work-dir", help="keep logs and checkpoints there (default: a temporary folder)")
     add("--no-tax", action="store_true", help="do not measure the runner tax")
     add("--results-file", metavar="OUT.JSON", help="write everything, with every sample")
@@ -51,9 +51,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     """An int of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
+    return _at_least(1, int(text))
+
+
+def not_negative(text: str) -> int:
+    """An int of at least 0, for argparse."""
+    return _at_least(0, int(text))
+
+
+def _at_least(least: int, value: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be >= {least}, got {value}")
     return value
 
 

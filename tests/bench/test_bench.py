@@ -194,6 +194,7 @@ def test_unknown_names_are_refused_with_the_choices(arguments, choices, capsys):
         (["--device", "tpu"], "--device tpu is no device that torch knows; choose cpu or cuda"),
         (["--device", "meta"], "--device meta is not supported; choose cpu or cuda"),
         (["-b", "0"], "-b/--batch-size: must be >= 1, got 0"),
+        (["--seed", "-1"], "--seed: must be >= 0, got -1"),
         (["--num-bench-iter", "many"], "--num-bench-iter: invalid positive value: 'many'"),
         (["--results-file", "nowhere/out.json"], "--results-file nowhere/out.json: its folder does not exist"),
     ],
@@ -234,6 +235,18 @@ def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys):
 def test_a_work_dir_can_be_used_again(tmp_path, capsys):
     for _ in range(2):
         assert main([*SHORT, "--num-bench-iter", "4", "--no-tax", "--work-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_on_a_gpu(runner, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    options = [*SHORT, "--device", "cuda", "--runner", runner, "--num-bench-iter", "120", "--results-file", str(file)]
+    assert main(options) == 0
+    result = json.loads(file.read_text())
+    assert result["val"]["accuracy"] > 0.85
+    assert result["machine"]["gpu"] == torch.cuda.get_device_name()
+    assert "GPU" in capsys.readouterr().out
 
 
 def test_defaults():
