@@ -2,13 +2,14 @@
 
     average(n)[key] = sum(value_i * count_i) / sum(count_i)         over the last n entries of each key
 
-``update`` only keeps references; the values become Python floats when someone looks: ``average``, ``val_history`` or
-``n_history``. Tensors of one dtype and device then travel to the host together, in one transfer.
+``update`` only keeps references; tensors become Python floats when someone looks (``average``, ``val_history``), and
+those of one device then travel to the host together, in one transfer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAX_PENDING = 1024  # rows; bounds the memory of a run that nobody looks at
+_STRETCH = 1024  # entries between two looks at the size of the histories
 
 
 class LogBuffer:
@@ -31,49 +32,53 @@ class LogBuffer:
         self.window: int | None = None
         self.output: OrderedDict[str, Any] = OrderedDict()
         self.ready = False
-        self._pending: list[tuple[dict[str, Any], int]] = []
-        self._values: OrderedDict[str, list[float]] = OrderedDict()
-        self._counts: OrderedDict[str, list[int]] = OrderedDict()
+        self._entries: dict[str, list[tuple[Any, int]]] = {}  # (value, count); from _read on, values may be tensors
+        self._push: dict[str, Callable[[tuple[Any, int]], None]] = {}  # key -> append to its entries
+        self._read: dict[str, int] = {}  # key -> how many of its values are floats
+        self._left = _STRETCH  # updates until the next look at the size
 
     @property
     def val_history(self) -> OrderedDict[str, list[float]]:
-        """key -> values, oldest first. Reads the host."""
-        self._settle()
-        return self._values
+        """key -> values, oldest first. Reads the device."""
+        self._to_floats()
+        return OrderedDict((key, [value for value, _ in entries]) for key, entries in self._entries.items())
 
     @property
     def n_history(self) -> OrderedDict[str, list[int]]:
-        """key -> counts, parallel to ``val_history``. Reads the host."""
-        self._settle()
-        return self._counts
+        """key -> counts, parallel to ``val_history``."""
+        return OrderedDict((key, [count for _, count in entries]) for key, entries in self._entries.items())
 
     def update(self, vars: dict[str, Any], count: int = 1) -> None:
         """Remember one value a key, each with weight ``count``. Values: numbers, or tensors of one element.
 
-        Tensors are kept as they are (detached, not copied, not read). Cost: well under a microsecond for a few keys.
+        Tensors are kept as they are (detached, not copied, not read). Cost: a fraction of a microsecond a key.
         """
         if not isinstance(vars, dict):
             raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
-        row = vars.copy()  # a model may use its dict again
-        for key, value in row.items():
+        push = self._push
+        for key, value in vars.items():
             if type(value) is not float and isinstance(value, Tensor) and value.requires_grad:
-                row[key] = value.detach()  # or a log interval's graphs would stay alive
-        self._pending.append((row, count))
-        if len(self._pending) >= _MAX_PENDING:
-            self._settle()
+                value = value.detach()  # or the graphs of a whole log interval would stay alive
+            if key not in push:
+                self._entries[key], self._read[key] = [], 0
+                push[key] = self._entries[key].append
+            push[key]((value, count))
+        self._left -= 1
+        if self._left <= 0:
+            self._bound()
 
     def average(self, n: int = 0) -> None:
         """Put the mean of each key's last ``n`` entries (0: all) into ``output``, as numpy float64, and set ``ready``.
 
         Raises:
-            ValueError: ``n`` is negative.
+            ValueError: ``n`` is negative, or a value is a tensor of several elements.
         """
         if n < 0:
             raise ValueError(f"n must be >= 0, got {n}")
-        self._settle()
-        for key, history in self._values.items():
-            values = np.array(history[-n:], dtype=np.float64)
-            counts = np.array(self._counts[key][-n:])
+        self._to_floats()
+        for key, entries in self._entries.items():
+            values = np.array([value for value, _ in entries[-n:]], dtype=np.float64)
+            counts = np.array([count for _, count in entries[-n:]])
             total = counts.sum()
             self.output[key] = (values * counts).sum() / total if total else np.float64("nan")
         self.ready = True
@@ -85,53 +90,45 @@ class LogBuffer:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._pending.clear()
-        self._values.clear()
-        self._counts.clear()
+        self._entries.clear()
+        self._push.clear()
+        self._read.clear()
         self.clear_output()
 
-    def _settle(self) -> None:
-        """Move the pending rows into the histories, as floats, one key at a time."""
-        if not self._pending:
-            return
-        rows, self._pending = self._pending, []
-        kinds: dict[tuple[str, ...], list[tuple[dict[str, Any], int]]] = {}
-        for row in rows:
-            kinds.setdefault(tuple(row[0]), []).append(row)
-        keys = [key for kind in kinds for key in kind]
-        if len(keys) > len(set(keys)):  # a key comes in rows of several kinds: only row by row keeps its order
-            kinds = {(key,): [row for row in rows if key in row[0]] for key in dict.fromkeys(keys)}
-        columns = _floats({key: [row[key] for row, _ in group] for kind, group in kinds.items() for key in kind})
-        for kind, group in kinds.items():
-            counts = [count for _, count in group]
-            for key in kind:
-                self._values.setdefault(key, []).extend(columns[key])
-                self._counts.setdefault(key, []).extend(counts)
+    def _bound(self) -> None:
+        """Turn tensors into floats, which are smaller, and drop what is older than the window."""
+        self._left = _STRETCH
+        self._to_floats()
         if self.window is not None:
-            for key in self._values:  # 2x: so that trimming is rare, not a copy at every log
-                if len(self._values[key]) > 2 * self.window:
-                    del self._values[key][: -self.window], self._counts[key][: -self.window]
+            for key, entries in self._entries.items():
+                del entries[: max(len(entries) - self.window, 0)]
+                self._read[key] = len(entries)
 
+    def _to_floats(self) -> None:
+        """Replace the tensors of all histories by floats: one transfer for each device."""
+        stacks: dict[torch.device, list[tuple[str, Tensor]]] = {}
+        for key, entries in self._entries.items():
+            fresh = [value for value, _ in entries[self._read[key] :]]
+            if not fresh:
+                continue
+            try:
+                if isinstance(fresh[0], Tensor):
+                    stack = torch.stack(fresh).reshape(len(fresh)).double()
+                    stacks.setdefault(stack.device, []).append((key, stack))
+                else:
+                    self._replace(key, map(float, fresh))
+            except (TypeError, RuntimeError, ValueError):  # tensors among numbers, on two devices, of several elements
+                self._replace(key, [_float(key, value) for value in fresh])
+        for keyed in stacks.values():
+            floats = iter(torch.cat([stack for _, stack in keyed]).tolist())
+            for key, stack in keyed:
+                self._replace(key, islice(floats, len(stack)))
 
-def _floats(columns: dict[str, list[Any]]) -> dict[str, list[float]]:
-    """All values as Python floats: one transfer for all columns of tensors on a device."""
-    floats: dict[str, list[float]] = {}
-    stacks: dict[torch.device, dict[str, Tensor]] = {}
-    for key, column in columns.items():
-        first = column[0]
-        try:
-            if isinstance(first, Tensor):
-                stack = torch.stack(column).reshape(len(column)).double()
-                stacks.setdefault(stack.device, {})[key] = stack
-            else:
-                floats[key] = list(map(float, column))
-        except (TypeError, RuntimeError, ValueError):  # tensors among numbers, on two devices, or of several elements
-            floats[key] = [_float(key, value) for value in column]
-    for stack_of in stacks.values():
-        numbers = iter(torch.cat(list(stack_of.values())).tolist())
-        for key, stack in stack_of.items():
-            floats[key] = list(islice(numbers, len(stack)))
-    return floats
+    def _replace(self, key: str, floats: Iterable[float]) -> None:
+        """Put ``floats`` where the values of ``key`` stood that had not been read."""
+        entries, start = self._entries[key], self._read[key]
+        entries[start:] = [(value, count) for value, (_, count) in zip(floats, entries[start:], strict=True)]
+        self._read[key] = len(entries)
 
 
 def _float(key: str, value: Any) -> float:

@@ -192,7 +192,7 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
             self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
         self.outputs = outputs
 
-    def _train_batch(self, **kwargs: Any) -> None:
+    def _train_batch(self, kwargs: dict[str, Any]) -> None:
         """The iteration of ``self.data_batch``, in MMCV's order, with only the hooks that have something to do."""
         plan = self._plan
         if plan is not None and self._iter < plan.next_due and plan.alone:
@@ -205,7 +205,10 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
             if plan.hooks != self._hooks:  # hooks have come or gone: what follows is theirs already
                 plan = self.current_plan()
                 _, after = plan.train_iter_calls(self)
-        self.run_iter(self.data_batch, train_mode=True, **kwargs)
+        if kwargs:
+            self.run_iter(self.data_batch, train_mode=True, **kwargs)
+        else:  # a call without ** is the cheaper one
+            self.run_iter(self.data_batch, train_mode=True)
         self._uncounted = "iter"
         if after:
             plan.fire(after, self)

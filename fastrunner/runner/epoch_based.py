@@ -82,7 +82,7 @@ class EpochBasedRunner(BaseRunner):
 
         batches = enumerate(start_epoch(data_loader, self._epoch, start), start)
         for self._inner_iter, self.data_batch in batches:
-            self._train_batch(**kwargs)
+            self._train_batch(kwargs)
             if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
                 return
 

@@ -68,10 +68,11 @@ class IterBasedRunner(BaseRunner):
     def _run_entry(self, mode: str, iters: int, done: int, loader: IterLoader, **kwargs: Any) -> None:
         """One entry of the workflow, of which ``done`` iterations are behind us."""
         self._inner_iter = done
+        run_one = getattr(self, mode)
         for _ in range(done, iters):
             if self.stop_reason is not None or (mode == "train" and self._iter >= self._max_iters):  # type: ignore[operator]
                 break
-            getattr(self, mode)(loader, **kwargs)
+            run_one(loader, **kwargs)
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One iteration."""
@@ -82,7 +83,7 @@ class IterBasedRunner(BaseRunner):
         self.data_loader = data_loader
         self.data_batch = next(data_loader)
         self._epoch = data_loader.epoch
-        self._train_batch(**kwargs)
+        self._train_batch(kwargs)
         self._inner_iter += 1
 
     @torch.no_grad()
