@@ -119,18 +119,25 @@ def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 class Window:
     """A source of batches that times the loop which consumes it; the loop itself contains no clock.
 
-    The first batch warms up. The clock starts when the second is asked for and stops when the last one is, so what is
-    timed is ``num_iters`` whole iterations, whatever happens before and after the loop.
+    The first batches warm up. The clock starts when the next one is asked for and stops when the last one is, so what
+    is timed is ``num_iters`` whole iterations, whatever happens before and after the loop.
 
     Args:
         batches: used over and over.
-        num_iters: iterations that are timed; the source is two batches longer.
+        num_iters: iterations that are timed; the source is ``lead + 1`` batches longer.
         synchronize: waits for the device.
+        lead: batches that are not timed, at the start.
     """
 
-    def __init__(self, batches: Sequence[Any], num_iters: int, synchronize: Callable[[], None] | None = None) -> None:
-        self.num_iters = num_iters
-        self._items = [batches[i % len(batches)] for i in range(num_iters + 2)]
+    def __init__(
+        self,
+        batches: Sequence[Any],
+        num_iters: int,
+        synchronize: Callable[[], None] | None = None,
+        lead: int = 1,
+    ) -> None:
+        self.num_iters, self._lead = num_iters, lead
+        self._items = [batches[i % len(batches)] for i in range(num_iters + lead + 1)]
         self._synchronize = synchronize
         self._begin = self._end = 0
 
@@ -138,9 +145,9 @@ class Window:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Any]:
-        yield self._items[0]
+        yield from self._items[: self._lead]
         self._begin = self._now()
-        yield from self._items[1:-1]
+        yield from self._items[self._lead : -1]
         self._end = self._now()
         yield self._items[-1]
 

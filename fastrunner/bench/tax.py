@@ -22,6 +22,7 @@ from .measure import Timing, Window, difference, interleaved
 from .training import MAX_NORM, Plan, make_runner
 
 NEVER = 10**9
+LEAD = 60  # iterations before the clock starts: the warm-up of the lr (50) is over, and with it what is due
 
 
 def step_tax(
@@ -110,9 +111,18 @@ def _plan(runner: str, window: Window) -> Plan:
     return Plan(runner, num_iters=len(window), epoch_length=len(window), log_interval=NEVER)
 
 
+def _constant_after_warmup() -> dict[str, Any]:
+    return {"policy": "step", "step": [NEVER], "by_epoch": False, "warmup": "linear", "warmup_iters": 50}
+
+
 def _nothing_due(log_interval: int | None = None) -> dict[str, Any]:
-    log_config = {"interval": log_interval or NEVER, "hooks": [{"type": "TextLoggerHook"}]}
-    return {"checkpoint_config": {"interval": NEVER, "save_last": False}, "log_config": log_config}
+    """Configs with which no checkpoint and no log is due in the timed iterations (or a log each ``log_interval``), and
+    the lr stays: its warm-up is over with the first iteration, which is not timed."""
+    return {
+        "lr_config": {"policy": "step", "step": [NEVER], "by_epoch": False, "warmup": "linear", "warmup_iters": 1},
+        "checkpoint_config": {"interval": NEVER, "save_last": False},
+        "log_config": {"interval": log_interval or NEVER, "hooks": [{"type": "TextLoggerHook"}]},
+    }
 
 
 def _compare(
@@ -125,12 +135,13 @@ def _compare(
 ) -> dict[str, Any]:
     def timed(loop: Callable[[Window], None]) -> Callable[[], float]:
         def sample() -> float:
-            window = Window(batches, num_iters, synchronize)
+            window = Window(batches, num_iters, synchronize, lead)
             loop(window)
             return window.ns_per_iter
 
         return sample
 
+    lead = 1 if num_iters < LEAD else LEAD  # a real step is slow: a policy call does not show behind it
     by_hand(Window(batches, 1, synchronize))  # first calls: allocations, code caches
     by_runner(Window(batches, 1, synchronize))
     samples = interleaved({"bare": timed(by_hand), "runner": timed(by_runner)}, rounds)

@@ -41,7 +41,7 @@ def test_both_sides_compute_the_same(runner, tmp_path, monkeypatch):
             weights[name] = model.model.weight.detach().clone()
         return {}
 
-    # The bare loop has no schedule: its lr is what the param group holds.
+    # The bare loop has no schedule, and the runner's first iteration is warm-up: without it the weights must be equal.
     constant = {"lr_config": {"policy": "fixed"}}
     model, optimizer, batches = problem()
     monkeypatch.setattr(tax, "_compare", compare)
@@ -101,6 +101,21 @@ def test_noop_step_changes_nothing_and_runs_the_default_hooks(tmp_path, monkeypa
     assert made[-1].model.weight.grad is None
     assert made[-1].model.weight.abs().sum() == 0
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_nothing_is_due_in_the_timed_iterations(tmp_path, monkeypatch):
+    rates = []
+    make_runner = tax.make_runner
+
+    def watched(*args, **kwargs):
+        made = make_runner(*args, **kwargs)
+        made.register_hook(ClosureHook("after_train_iter", lambda runner: rates.append(runner.current_lr()[0])))
+        return made
+
+    monkeypatch.setattr(tax, "make_runner", watched)
+    noop_tax("iter", num_iters=30, rounds=1, work_dir=tmp_path, logger=LOGGER)
+    assert len(set(rates[-31:])) == 1  # all but the first of the run
+    assert not list(tmp_path.rglob("*"))  # no log, no checkpoint
 
 
 def test_noop_logging_logs(tmp_path):
