@@ -57,7 +57,7 @@ class IterBasedRunner(BaseRunner):
 
             while self._iter < self._max_iters and self.stop_reason is None:  # type: ignore[operator]
                 for self._flow in range(flow, len(workflow)):
-                    self._run_entry(*workflow[self._flow], done, loaders[self._flow], **kwargs)
+                    self._run_entry(*workflow[self._flow], done, loaders[self._flow], len(workflow) == 1, kwargs)
                     done = 0
                     if self.stop_reason is not None:
                         break  # the place in the workflow stays where it is, for a checkpoint in after_run
@@ -65,14 +65,23 @@ class IterBasedRunner(BaseRunner):
             self.call_hook("after_epoch")
             self.call_hook("after_run")
 
-    def _run_entry(self, mode: str, iters: int, done: int, loader: IterLoader, **kwargs: Any) -> None:
-        """One entry of the workflow, of which ``done`` iterations are behind us."""
-        self._inner_iter = done
-        run_one = getattr(self, mode)
-        for _ in range(done, iters):
-            if self.stop_reason is not None or (mode == "train" and self._iter >= self._max_iters):  # type: ignore[operator]
-                break
-            run_one(loader, **kwargs)
+    def _run_entry(
+        self, mode: str, iters: int, done: int, loader: IterLoader, alone: bool, kwargs: dict[str, Any]
+    ) -> None:
+        """One entry of the workflow, with ``done`` iterations behind us; over and over if it is the only one."""
+        run_one, train = getattr(self, mode), mode == "train"
+        while True:
+            self._inner_iter = done
+            for _ in range(done, iters):
+                if self.stop_reason is not None or (train and self._iter >= self._max_iters):  # type: ignore[operator]
+                    return
+                if kwargs:
+                    run_one(loader, **kwargs)
+                else:  # a call without ** is the cheaper one
+                    run_one(loader)
+            done = 0
+            if not alone or self.stop_reason is not None or self._iter >= self._max_iters:  # type: ignore[operator]
+                return  # inner_iter stays where it is, as in MMCV
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One iteration."""
