@@ -1,8 +1,8 @@
 // torch_reader.h: where torch's tensors lie in memory, without torch headers.
 //
-// Two public ways in: DLPack's C exchange interface, which torch.Tensor carries (__dlpack_c_exchange_api__, DLPack 1.3),
-// and the getter behind torch.Tensor.grad. Together 0.1 to 0.4 us for a gradient that Python has not seen yet; how much
-// of that depends on what the cache still holds.
+// Two public ways in: DLPack's C exchange interface, which torch.Tensor carries (__dlpack_c_exchange_api__,
+// DLPack 1.3), and the getter behind torch.Tensor.grad. Together 0.1 to 0.4 us for a gradient that Python has not seen
+// yet; how much of that depends on what the cache still holds.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
