@@ -176,13 +176,14 @@ class HookPlan:
 
     def fire(self, calls: tuple[Call, ...], runner: BaseRunner) -> None:
         """Run the calls of one stage; what one of them raises says which hook and which stage it came from."""
-        for call in calls:
-            try:
+        call = None
+        try:
+            for call in calls:
                 call(runner)
-            except Exception as error:
-                if id(call) not in self._origin or isinstance(error, HookError):
-                    raise  # named already: by call_hook, or by the plan of a run inside this one
-                raise named(error, *self._origin[id(call)]) from error
+        except Exception as error:
+            if id(call) not in self._origin or isinstance(error, HookError):
+                raise  # named already: by call_hook, or by the plan of a run inside this one
+            raise named(error, *self._origin[id(call)]) from error
 
 
 def _ask(hook: Any, runner: BaseRunner) -> int:

@@ -197,10 +197,11 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         plan = self._plan
         if plan is not None and self._iter < plan.next_due and plan.alone:
             before, after = plan.quiet
+            if before:
+                plan.fire(before, self)
         else:
             plan = self.current_plan()
             before, after = plan.train_iter_calls(self)
-        if before:
             plan.fire(before, self)
             if plan.hooks != self._hooks:  # hooks have come or gone: what follows is theirs already
                 plan = self.current_plan()
