@@ -17,7 +17,8 @@ class IterTimerHook(Hook):
     """Logs ``data_time`` (until the batch was there) and ``time`` (the whole iteration), in seconds of wall time.
 
     On a GPU the kernels of an iteration may still run when it is stamped: over many iterations ``time`` is right, a
-    single one is not. Nothing here waits for the device.
+    single one is not. Nothing here waits for the device. Between due points the runner reads the clock itself, where no
+    other hook could tell.
     """
 
     def __init__(self) -> None:

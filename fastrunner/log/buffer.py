@@ -67,6 +67,14 @@ class LogBuffer:
         if self._left <= 0:
             self._bound()
 
+    def put(self, key: str, number: float) -> None:
+        """``update({key: number})``, at a third of its cost."""
+        if key in self._push:
+            self._push[key]((number, 1))
+            self._left -= 1
+        else:
+            self.update({key: number})
+
     def average(self, n: int = 0) -> None:
         """Put the mean of each key's last ``n`` entries (0: all) into ``output``, as numpy float64, and set ``ready``.
 

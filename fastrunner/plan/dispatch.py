@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..hooks.hook import GENERIC, NEVER, Hook, overrides
+from ..hooks.timer import IterTimerHook
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -86,6 +87,8 @@ class HookPlan:
             a train iteration call only the hooks that say nothing.
         alone: until then, no user's hook is called: nothing changes but what the plan knows.
         quiet: the calls before and after a train iteration until then.
+        timer: the IterTimerHook that the runner may stand in for until then: it needs no calls, only two readings of
+            the clock. None where another hook could see the difference.
     """
 
     model: Any = None
@@ -124,7 +127,10 @@ class HookPlan:
         self.alone = all(is_ours(hook) or says_when(hook) for hook in acting)
         self._timed = {id(hook): hook for hook in acting if says_when(hook) and (self.alone or not hook.due_if_alone)}
         self._due = {key: due[key] for key in self._timed if key in due}  # a point that was named stays, across plans
-        self.quiet = self._without(set(self._timed))
+        timers = [hook for hook in acting if type(hook) is IterTimerHook and not shadows(hook)]
+        self.timer = timers[0] if self.alone and len(timers) == 1 else None
+        self._untimed = self._without(set(self._timed))
+        self.quiet = self._without(set(self._timed) | {id(self.timer)})
         self.somebody_acted()
 
     def somebody_acted(self) -> None:
@@ -147,14 +153,14 @@ class HookPlan:
         """
         now = runner._iter
         if now < self.next_due:
-            return self.quiet
+            return self._untimed
         for key, hook in self._timed.items():
             if key not in self._due:
                 self._due[key] = _ask(hook, runner)
         waiting = {key for key, at in self._due.items() if at > now}
         if len(waiting) == len(self._timed):
             self.next_due = min(self._due.values(), default=NEVER)
-            return self.quiet
+            return self._untimed
         called = [hook for key, hook in self._timed.items() if key not in waiting]
         self._due = {key: self._due[key] for key in waiting}  # those that are called are asked again
         self.next_due = now + 1
@@ -170,7 +176,7 @@ class HookPlan:
         plan.hooks = list(hooks)
         for stage in STAGES:
             setattr(plan, stage, (partial(_call_hook, call_hook, stage),))
-        plan.quiet = plan._without(set())
+        plan.quiet = plan._untimed = plan._without(set())
         plan.alone = False
         return plan
 

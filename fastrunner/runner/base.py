@@ -14,6 +14,7 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -194,11 +195,14 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
 
     def _train_batch(self, kwargs: dict[str, Any]) -> None:
         """The iteration of ``self.data_batch``, in MMCV's order, with only the hooks that have something to do."""
-        plan = self._plan
+        plan, timer = self._plan, None
         if plan is not None and self._iter < plan.next_due and plan.alone:
+            timer = plan.timer
             before, after = plan.quiet
             if before:
                 plan.fire(before, self)
+            if timer is not None:
+                self.log_buffer.put("data_time", perf_counter() - timer.t)
         else:
             plan = self.current_plan()
             before, after = plan.train_iter_calls(self)
@@ -213,6 +217,10 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         self._uncounted = "iter"
         if after:
             plan.fire(after, self)
+        if timer is not None:
+            now = perf_counter()
+            self.log_buffer.put("time", now - timer.t)
+            timer.t = now
         self._uncounted = ""
         del self.data_batch
         self._iter += 1

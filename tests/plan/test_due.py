@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runner.helpers import TinyModel, batches
 
-from fastrunner import CheckpointHook, EpochBasedRunner, FusedSGD, Hook, IterBasedRunner, TextLoggerHook
+from fastrunner import CheckpointHook, EpochBasedRunner, FusedSGD, Hook, IterBasedRunner, IterTimerHook, TextLoggerHook
 from fastrunner.plan.dispatch import HookPlan, says_when
 
 
@@ -172,6 +173,39 @@ def test_a_due_in_the_past_means_now():
     hook = Past(0)
     run(IterBasedRunner, "on", hooks=[lambda: hook])
     assert hook.called == list(range(13))
+
+
+def test_the_timer_is_stood_in_for_only_where_nobody_could_tell():
+    class Sub(IterTimerHook):
+        pass
+
+    class Looks(Hook):
+        def after_train_iter(self, runner):
+            pass
+
+    shadowed = IterTimerHook()
+    shadowed.before_iter = lambda runner: None
+    plain, checkpoint = IterTimerHook(), CheckpointHook(by_epoch=False)
+    assert HookPlan([checkpoint, plain]).timer is plain
+    for hooks in ([Sub()], [shadowed], [IterTimerHook(), IterTimerHook()], [IterTimerHook(), Looks()], []):
+        assert HookPlan(hooks).timer is None
+
+
+@pytest.mark.parametrize("kind", [IterBasedRunner, EpochBasedRunner])
+def test_the_times_of_all_iterations_are_logged(kind):
+    torch.manual_seed(0)
+    model = TinyModel()
+    length = dict(max_iters=9) if kind is IterBasedRunner else dict(max_epochs=1)
+    runner = kind(model, optimizer=FusedSGD(model.parameters(), lr=0.1), **length)
+    runner.register_training_hooks(None, {}, dict(interval=4, by_epoch=False), None)
+    begin = time.perf_counter()
+    runner.run([batches(9)], [("train", 1)])
+    took = time.perf_counter() - begin
+    history = runner.log_buffer.val_history
+    assert list(history) == ["data_time", "loss", "time"]
+    assert len(history["time"]) == len(history["data_time"]) == len(history["loss"]) == 9
+    assert all(0 <= waited <= whole for waited, whole in zip(history["data_time"], history["time"], strict=True))
+    assert sum(history["time"]) <= took
 
 
 def test_between_due_points_only_hooks_that_say_nothing_are_called():
