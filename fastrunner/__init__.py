@@ -24,6 +24,7 @@ _MODULES = {
         "CosineRestartLrUpdaterHook",
         "CyclicLrUpdaterHook",
         "CyclicMomentumUpdaterHook",
+        "DistSamplerSeedHook",
         "EMAHook",
         "ExpLrUpdaterHook",
         "FixedLrUpdaterHook",

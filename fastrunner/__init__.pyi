@@ -68,6 +68,9 @@ from .hooks import (
     CyclicMomentumUpdaterHook as CyclicMomentumUpdaterHook,
 )
 from .hooks import (
+    DistSamplerSeedHook as DistSamplerSeedHook,
+)
+from .hooks import (
     EMAHook as EMAHook,
 )
 from .hooks import (

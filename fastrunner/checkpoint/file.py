@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PLAIN = (Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+_PLAIN = frozenset((Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size))
 
 
 def write(checkpoint: dict[str, Any], path: str) -> None:
@@ -89,8 +89,14 @@ def plain(value: Any, where: str = "meta") -> Any:
         return value.item()
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, _PLAIN):
+    if type(value) in _PLAIN:
         return value
+    if isinstance(value, Tensor):
+        return value.detach()  # a Parameter, or another subclass
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum, torch.__version__
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
     warnings.warn(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}: reading this checkpoint back will take "
         "trusted=True; store numbers, strings, tensors, lists and dicts instead",

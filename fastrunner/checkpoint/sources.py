@@ -26,7 +26,10 @@ REVISE_KEYS = ((r"^module\.", ""),)
 
 def weights_to_cpu(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """The same tensors on the CPU; ``_metadata`` (module versions) is kept."""
-    on_cpu = OrderedDict((key, value.cpu()) for key, value in state_dict.items())
+    # a module's extra state may be anything
+    on_cpu = OrderedDict(
+        (key, value.cpu() if isinstance(value, Tensor) else value) for key, value in state_dict.items()
+    )
     on_cpu._metadata = getattr(state_dict, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     return on_cpu
 
@@ -160,23 +163,32 @@ def save_checkpoint(
         meta["CLASSES"] = classes
     checkpoint: dict[str, Any] = {"meta": file.plain(meta), "state_dict": weights_to_cpu(get_state_dict(model))}
     if isinstance(optimizer, Optimizer):
-        checkpoint["optimizer"] = optimizer.state_dict()
+        checkpoint["optimizer"] = file.plain(optimizer.state_dict(), "optimizer")
     elif isinstance(optimizer, dict):
-        checkpoint["optimizer"] = {name: each.state_dict() for name, each in optimizer.items()}
+        states = {name: each.state_dict() for name, each in optimizer.items()}
+        checkpoint["optimizer"] = file.plain(states, "optimizer")
     if resume is not None:
-        checkpoint["resume"] = resume
+        checkpoint["resume"] = file.plain(resume, "resume")
     file.write(checkpoint, filename)
 
 
 def load_for_resume(
     model: nn.Module, filename: str, map_location: Any, prefixes: tuple[str, ...], logger: logging.Logger, trusted: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Load the weights; returns the file's content, and its tensors with these prefixes that the model lacks."""
+    """Load the weights; returns the file's content, and its tensors with these prefixes.
+
+    Raises:
+        KeyError: the file has no counters to resume from; the model is as it was.
+    """
     logger.info(f"load checkpoint from local path: {filename}")
     content = file.read(filename, map_location, trusted=trusted)
     weights = revise(_weights(content, filename), REVISE_KEYS)
+    if not {"epoch", "iter"} <= content.get("meta", {}).keys():
+        raise KeyError(f"{filename} has no epoch and iter in its meta; load_checkpoint loads weights only")
     known = get_state_dict(model)
-    kept = {key: weights.pop(key) for key in list(weights) if key.startswith(prefixes) and key not in known}
+    kept = {key: value for key, value in weights.items() if key.startswith(prefixes)}
+    for key in kept.keys() - known.keys():
+        del weights[key]
     load_state_dict(model, weights, logger=logger)
     return content, kept
 

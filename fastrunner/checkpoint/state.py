@@ -52,7 +52,8 @@ def restore(runner: BaseRunner, resume: dict[str, Any]) -> None:
             hooks[key].load_state_dict(state)
         else:
             runner.logger.warning(f"the checkpoint holds the state of a hook that is not registered: {key}")
-    set_rng_state(resume["rng"])
+    if runner.rank == 0:  # it wrote them; on other ranks they would make every rank draw the same
+        set_rng_state(resume["rng"])
 
 
 def stateful_hooks(runner: BaseRunner) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..dist import get_dist_info
@@ -23,8 +24,9 @@ _logger = logging.getLogger("fastrunner")
 def start_epoch(source: Any, epoch: int, position: int = 0) -> Iterator[Any]:
     """An iterator over ``epoch`` of ``source`` from batch ``position`` on.
 
-    A source with ``seek`` goes there at once. Any other gets ``sampler.set_epoch`` where its sampler has it, as
-    MMCV's IterLoader does, and its batches before ``position`` are made and dropped; the log says how long it took.
+    A source with ``seek`` goes there at once. Of any other the batches before ``position`` are made and dropped; the
+    log says how long it took. Starting in the middle leaves torch's generator as it was: the draw that a DataLoader
+    makes when it starts belongs to the epoch's beginning, and is in the generator's state already.
 
     Raises:
         ValueError: the source ends before ``position``.
@@ -32,9 +34,17 @@ def start_epoch(source: Any, epoch: int, position: int = 0) -> Iterator[Any]:
     seek = getattr(source, "seek", None)
     if seek is not None:
         seek(epoch, position)
+    generator_state = torch.get_rng_state()
     batches: Iterator[Any] = iter(source)
-    if seek is not None or position == 0:
+    if position == 0:
         return batches
+    if seek is None:
+        _skip(batches, epoch, position)
+    torch.set_rng_state(generator_state)
+    return batches
+
+
+def _skip(batches: Iterator[Any], epoch: int, position: int) -> None:
     begin = time.perf_counter()
     for skipped in range(position):
         try:
@@ -48,7 +58,6 @@ def start_epoch(source: Any, epoch: int, position: int = 0) -> Iterator[Any]:
         f"skipped {position} batches in {time.perf_counter() - begin:.1f} s to resume; a loader from build_dataloader "
         "would seek"
     )
-    return batches
 
 
 def set_epoch(source: Any, epoch: int) -> None:
@@ -117,11 +126,21 @@ class IterLoader:
             return batch
         raise ValueError(f"the data loader gives no batch in epoch {self._epoch}, though its length is {len(self)}")
 
+    def pause(self) -> None:
+        """Let go of the iterator, and with it of its worker processes; the next batch starts it again where it was."""
+        self._batches = None
+
     def __iter__(self) -> IterLoader:
         return self
 
     def __len__(self) -> int:
         return len(self._dataloader)
+
+
+def seed_of(source: Any) -> dict[str, int]:
+    """``{"seed": ...}`` of a source whose order follows from one, else ``{}``."""
+    seed = getattr(source, "seed", None)
+    return {"seed": int(seed)} if isinstance(seed, (int, np.integer)) else {}
 
 
 def check_source(source: Any, name: str = "the data loader") -> None:
@@ -171,8 +190,7 @@ def build_dataloader(
     rank, world_size = get_dist_info() if dist is not False else (0, 1)
     if world_size > 1:
         num_gpus = 1  # one process a GPU
-    if seed is None:
-        seed = _shared_seed(world_size)
+    seed = _shared_seed(world_size) if seed is None else int(seed)
     batch_size, num_workers = num_gpus * samples_per_gpu, num_gpus * workers_per_gpu
 
     make_loader = getattr(dataset, "make_loader", None)
@@ -190,7 +208,6 @@ def build_dataloader(
     if len(dataset) == 0:
         raise ValueError(f"data set {type(dataset).__name__} has no samples")
     sampler = EpochSampler(len(dataset), seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
-    kwargs.setdefault("persistent_workers", num_workers > 0)
     return TorchLoader(
         dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers, drop_last=drop_last, **kwargs
     )

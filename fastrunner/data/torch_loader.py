@@ -15,7 +15,8 @@ from .order import EpochSampler
 class TorchLoader(DataLoader[Any]):
     """A DataLoader over an :class:`EpochSampler`; everything else is torch's.
 
-    Workers of numpy and random are seeded from torch's worker seed, which differs between workers and epochs.
+    numpy and random in workers are seeded from torch's worker seed, which is a function of (seed, epoch, worker); the
+    global generator has no part in it.
     """
 
     sampler: EpochSampler
@@ -23,6 +24,7 @@ class TorchLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, **kwargs: Any) -> None:
         kwargs.setdefault("worker_init_fn", seed_worker)
+        kwargs.setdefault("generator", torch.Generator())
         super().__init__(dataset, sampler=sampler, **kwargs)
 
     @property
@@ -37,6 +39,7 @@ class TorchLoader(DataLoader[Any]):
     def seek(self, epoch: int, position: int) -> None:
         """Let the next ``iter()`` start at batch ``position`` of ``epoch``. Decodes nothing that is skipped."""
         self.sampler.seek(epoch, position * self.batch_size)
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
 
 def seed_worker(worker_id: int) -> None:

@@ -28,6 +28,7 @@ from .momentum import (
 )
 from .optimizer import OptimizerHook
 from .priority import Priority, get_priority
+from .sampler import DistSamplerSeedHook
 from .timer import IterTimerHook
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "CosineRestartLrUpdaterHook",
     "CyclicLrUpdaterHook",
     "CyclicMomentumUpdaterHook",
+    "DistSamplerSeedHook",
     "EMAHook",
     "ExpLrUpdaterHook",
     "FixedLrUpdaterHook",

@@ -42,7 +42,7 @@ class CheckpointHook(Hook):
         self.interval = interval
         self.by_epoch = by_epoch
         self.save_optimizer = save_optimizer
-        self.out_dir = out_dir
+        self.out_dir = self._given_out_dir = out_dir
         self.max_keep_ckpts = max_keep_ckpts
         self.save_last = save_last
         self.sync_buffer = sync_buffer
@@ -50,9 +50,8 @@ class CheckpointHook(Hook):
         self._saved_iter = -1  # counted iterations of the newest checkpoint
 
     def before_run(self, runner: BaseRunner) -> None:
-        if not self.out_dir:
-            self.out_dir = runner.work_dir
-        elif self.out_dir != runner.work_dir:
+        self.out_dir = self._given_out_dir or runner.work_dir
+        if self.out_dir != runner.work_dir:
             self.out_dir = os.path.join(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
             runner.logger.info(f"Checkpoints will be saved to {self.out_dir}.")
 
@@ -90,6 +89,7 @@ class CheckpointHook(Hook):
             allreduce_params(runner.model.buffers())
         if runner.rank == 0:
             self._save_checkpoint(runner, **kwargs)
+        self._saved_iter = runner.finished_iters  # on every rank, or one would go into a collective alone
 
     def _save_checkpoint(self, runner: BaseRunner, **kwargs: Any) -> None:
         """Save, note the path in ``meta.hook_msgs.last_ckpt``, then delete what is too old."""
@@ -98,9 +98,12 @@ class CheckpointHook(Hook):
         name_of = self.args.get("filename_tmpl", "epoch_{}.pth" if self.by_epoch else "iter_{}.pth")
         filename = kwargs.get("filename_tmpl", name_of.format(current))
         # The runner's own template counts its own unit, so the name is given whole.
-        args = {"save_optimizer": self.save_optimizer, **self.args, "filename_tmpl": filename.replace("{", "{{")}
+        args = {
+            "save_optimizer": self.save_optimizer,
+            **self.args,
+            "filename_tmpl": filename.replace("{", "{{").replace("}", "}}"),
+        }
         runner.save_checkpoint(self.out_dir, **args)
-        self._saved_iter = runner.saved_iter
 
         if runner.meta is not None:
             last = os.path.join(self.out_dir, filename)

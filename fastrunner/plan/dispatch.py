@@ -136,7 +136,7 @@ class HookPlan:
     def somebody_acted(self) -> None:
         """A user's hook was called: the hooks that it may concern are called at the next iteration."""
         self._due |= {key: 0 for key, hook in self._timed.items() if hook.due_if_alone}
-        self.next_due = 0 if self._timed else NEVER
+        self.next_due = 0
 
     def _without(self, skipped: set[int]) -> tuple[tuple[Call, ...], tuple[Call, ...]]:
         """The calls before and after a train iteration, but for those of some hooks (by id)."""
@@ -214,6 +214,9 @@ def named(error: Exception, hook: str, stage: str) -> Exception:
         result: Any = both.__new__(both, *error.args)
         result.args = error.args
         result.__dict__.update(error.__dict__)
+        for name in ("filename", "filename2"):  # an OSError keeps these beside its args
+            if getattr(error, name, None) is not None:
+                setattr(result, name, getattr(error, name))
     except TypeError:  # the original's type cannot be inherited from, or not be made from its own args
         result = HookError(message)
     result.hook, result.stage = hook, stage

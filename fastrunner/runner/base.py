@@ -13,7 +13,7 @@ import re
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from ..checkpoint import load_checkpoint, save_checkpoint, state
 from ..checkpoint.file import link_latest
 from ..checkpoint.sources import load_for_resume, load_optimizer
-from ..data.loader import check_source
+from ..data.loader import IterLoader, check_source
 from ..dist import get_dist_info
 from ..hooks.hook import Hook
 from ..hooks.priority import Priority, get_priority
@@ -88,6 +88,8 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         self.mode: str | None = None
         self.timestamp = get_time_str()
         self.work_dir: str = osp.abspath(work_dir) if work_dir is not None else new_work_dir(self.timestamp)
+        if work_dir is not None:
+            os.makedirs(self.work_dir, exist_ok=True)
         self.log_buffer = LogBuffer()
         self.data_loader: Any = None
         self.data_batch: Any
@@ -356,21 +358,39 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Around all of a run: whatever ends it, the counters are true and what hooks own is closed."""
+        failed = True
         try:
             yield
+            failed = False
             if self.stop_reason is not None:
                 self.logger.info(f"stopped at epoch {self._epoch}, iter {self._iter}: {self.stop_reason}")
         except BaseException as error:
-            self.logger.error(f"{type(error).__name__} at epoch {self._epoch}, iter {self._iter}: the run ends")
+            self.logger.error(
+                f"the run ends at epoch {self._epoch}, iter {self._iter}: {type(error).__name__}: {error}"
+            )
             raise
         finally:
             self._uncounted = ""
             self.resumed_buffers = {}
-            with ExitStack() as closing:  # calls all of them, in the order of the hooks, also when one raises
-                for hook in reversed(self._hooks):
-                    close = getattr(hook, "close", None)
-                    if callable(close):
-                        closing.callback(close)
+            for source in self._sources:
+                if isinstance(source, IterLoader):
+                    source.pause()
+            self._close_hooks(failed)
+
+    def _close_hooks(self, failed: bool) -> None:
+        """Call every ``close()``. What one raises is logged where an error is under way already, else raised."""
+        errors = []
+        for hook in self._hooks:
+            close = getattr(hook, "close", None)
+            if callable(close):
+                try:
+                    close()
+                except Exception as error:
+                    self.logger.error(f"{type(hook).__name__}.close raised {type(error).__name__}: {error}")
+                    errors.append((hook, error))
+        if errors and not failed:
+            first, cause = errors[0]
+            raise named(cause, type(first).__name__, "close") from cause
 
     def _before_run(self) -> None:
         self.call_hook("before_run")
@@ -424,12 +444,7 @@ class BaseRunner(RegisterMixin, metaclass=ABCMeta):
         content, self.resumed_buffers = load_for_resume(
             self.model, checkpoint, map_location, prefixes, self.logger, trusted
         )
-        meta = content.get("meta", {})
-        if "epoch" not in meta or "iter" not in meta:
-            raise KeyError(
-                f"{checkpoint} has no meta with epoch and iter to resume from; load_checkpoint loads weights"
-            )
-        self.meta = meta
+        self.meta = meta = content["meta"]
         self.meta.setdefault("hook_msgs", {})
         if resume_optimizer and "optimizer" in content:
             load_optimizer(self.optimizer, content)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data.loader import start_epoch
+from ..data.loader import seed_of, start_epoch
 from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
 
@@ -19,6 +19,7 @@ class EpochBasedRunner(BaseRunner):
     _flow = 0  # entry of the workflow that runs
     _flow_done = 0  # epochs of it that are finished
     _midway = False  # inside an epoch that is not used up
+    _cut = False  # stop() has ended a pass without updates before its end
     _first_iter = 0  # value of _iter at the first batch of the epoch
     _start = 0  # batch that the next epoch starts from: not 0 after a resume in the middle of one
 
@@ -49,7 +50,11 @@ class EpochBasedRunner(BaseRunner):
             self._before_run()
             flow, done, loaders = self._take_resumed()
             self._start = loaders[flow]["position"]
-            while self._epoch < self._max_epochs and self.stop_reason is None:  # type: ignore[operator]
+            self._flow, self._flow_done = flow, done
+            self._midway, self._first_iter = self._start > 0, self._iter - self._start
+            left = (flow, done) != (0, 0)  # of the round that was interrupted: its val entries follow its last epoch
+            while (left or self._epoch < self._max_epochs) and self.stop_reason is None:  # type: ignore[operator]
+                left = False
                 for self._flow in range(flow, len(workflow)):
                     self._run_entry(*workflow[self._flow], done, data_loaders[self._flow], **kwargs)
                     done = 0
@@ -64,8 +69,9 @@ class EpochBasedRunner(BaseRunner):
         while self._flow_done < epochs and self.stop_reason is None:
             if mode == "train" and self._epoch >= self._max_epochs:  # type: ignore[operator]
                 break
+            self._cut = False
             getattr(self, mode)(data_loader, **kwargs)
-            self._flow_done += not self._midway
+            self._flow_done += not (self._midway or self._cut)
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One epoch."""
@@ -79,6 +85,9 @@ class EpochBasedRunner(BaseRunner):
         self._midway = True
         plan = self.renew_plan()
         plan.fire(plan.before_train_epoch, self)
+        self.renew_plan()  # that stage may have changed hooks
+        if start:
+            self._inner_iter = start - 1  # should no batch be left, the epoch's end sees the last one
 
         batches = enumerate(start_epoch(data_loader, self._epoch, start), start)
         for self._inner_iter, self.data_batch in batches:
@@ -109,6 +118,7 @@ class EpochBasedRunner(BaseRunner):
             plan.fire(plan.after_val_iter, self)
             del self.data_batch
             if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
+                self._cut = True
                 return
         plan = self.current_plan()
         plan.fire(plan.after_val_epoch, self)
@@ -121,8 +131,7 @@ class EpochBasedRunner(BaseRunner):
         states = []
         for number, source in enumerate(self._sources):
             state = {"epoch": self.finished_epochs, "position": position if number == self._flow else 0}
-            seed = getattr(source, "seed", None)
-            states.append(state if seed is None else {**state, "seed": seed})
+            states.append({**state, **seed_of(source)})
         return states
 
     def save_checkpoint(

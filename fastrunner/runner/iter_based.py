@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data.loader import IterLoader
+from ..data.loader import IterLoader, seed_of
 from ..hooks.logger.base import LoggerHook
 from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
@@ -55,7 +55,13 @@ class IterBasedRunner(BaseRunner):
             # Nothing clears the histories between epochs here; keep what loggers and users average over.
             self.log_buffer.window = max([HISTORY, *(h.interval for h in self._hooks if isinstance(h, LoggerHook))])
 
-            while self._iter < self._max_iters and self.stop_reason is None:  # type: ignore[operator]
+            self._flow, self._inner_iter = flow, done
+            left = (flow, done) != (
+                0,
+                0,
+            )  # of the round that was interrupted: its val entries follow its last iteration
+            while (left or self._iter < self._max_iters) and self.stop_reason is None:  # type: ignore[operator]
+                left = False
                 for self._flow in range(flow, len(workflow)):
                     self._run_entry(*workflow[self._flow], done, loaders[self._flow], len(workflow) == 1, kwargs)
                     done = 0
@@ -121,8 +127,7 @@ class IterBasedRunner(BaseRunner):
         states = []
         for loader in self._sources:
             state = {"epoch": getattr(loader, "epoch", 0), "position": getattr(loader, "position", 0)}
-            seed = getattr(getattr(loader, "dataloader", loader), "seed", None)
-            states.append(state if seed is None else {**state, "seed": seed})
+            states.append({**state, **seed_of(getattr(loader, "dataloader", loader))})
         return states
 
     def save_checkpoint(
