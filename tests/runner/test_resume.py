@@ -124,6 +124,7 @@ def test_what_is_saved_can_be_read():
         ClosureHook("before_train_iter", lambda r: r.optimizer.param_groups[0].update(lr=np.float64(0.1)))
     )
     runner.run([build_dataloader(Points(), 2, 0, seed=np.int64(3))], [("train", 1)])
+    hook = Stateful()
     again = make(IterBasedRunner, hooks=[hook], epochs=1)
     again.resume("out/latest.pth")
     assert again.meta["mode"] == "a"
