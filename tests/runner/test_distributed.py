@@ -1,0 +1,98 @@
+"""Two processes on the CPU (gloo): shares of the data, averaged buffers, one writer, a stop that hangs nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from runner.helpers import TinyModel
+from torch import nn
+
+from fastrunner import CheckpointHook, ClosureHook, FusedSGD, IterBasedRunner, build_dataloader
+from fastrunner.dist import allreduce_grads, allreduce_params
+
+WORLD_SIZE = 2
+
+
+class WithNorm(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def train_step(self, data_batch, optimizer=None, **kwargs):
+        return super().train_step(self.norm(data_batch))
+
+
+def process(rank: int, folder: str) -> None:
+    """What each rank does; it writes what it saw to ``<folder>/<rank>.json``."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", WORLD_SIZE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=30))
+    seen = {}
+
+    data = [torch.full((2,), float(i)) for i in range(10)]
+    torch.manual_seed(rank)  # rank 0's seed decides the order
+    seen["share"] = [int(x) for batch in build_dataloader(data, 1, 0) for x in batch[:, 0]]
+
+    values = [torch.full((3,), float(rank)), torch.tensor(7 + rank)]
+    allreduce_params(values, bucket_size_mb=1)
+    seen["mean"] = [values[0].tolist(), values[1].item()]
+    param = nn.Parameter(torch.zeros(2))
+    param.grad = torch.full((2,), 2.0 * rank)
+    allreduce_grads([param, nn.Parameter(torch.zeros(1))], coalesce=False)
+    seen["grad"] = param.grad.tolist()
+
+    model = WithNorm()
+    runner = IterBasedRunner(model, optimizer=FusedSGD(model.parameters(), lr=0.1), work_dir="out", max_iters=10)
+    runner.register_optimizer_hook({})
+    runner.register_hook(CheckpointHook(interval=2, by_epoch=False, sync_buffer=True))
+    runner.register_hook(ClosureHook("after_train_iter", lambda r: r.stop("enough") if r.iter == 3 else None), "LOWEST")
+    batches = [torch.randn(4, 2) + rank for _ in range(3)]
+    runner.run([batches], [("train", 1)])  # rank 0 has just saved when it stops: nobody may wait for it
+    seen["running_mean"] = model.norm.running_mean.tolist()
+    seen["iter"] = runner.iter
+
+    torch.manual_seed(100 + rank)
+    expected = torch.rand(1, generator=torch.Generator().manual_seed(100 + rank)).item()
+    runner.resume("out/latest.pth")
+    seen["own_random_state"] = torch.rand(1).item() == expected
+    Path(f"{rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    mp.spawn(process, args=(folder,), nprocs=WORLD_SIZE)
+    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)], folder
+
+
+def test_each_rank_gets_its_share(ranks):
+    (first, second), _ = ranks
+    assert len(first["share"]) == len(second["share"]) == 5
+    assert sorted(first["share"] + second["share"]) == list(range(10))
+
+
+def test_means_over_ranks(ranks):
+    for rank, seen in enumerate(ranks[0]):
+        assert seen["mean"] == [[0.5] * 3, 7 + rank]  # a counter is nobody's mean
+        assert seen["grad"] == [1.0, 1.0]
+
+
+def test_one_writes_all_stop_and_buffers_agree(ranks):
+    (first, second), folder = ranks
+    assert first["iter"] == second["iter"] == 4
+    assert first["running_mean"] == second["running_mean"]
+    assert sorted(os.listdir(f"{folder}/out")) == ["iter_2.pth", "iter_4.pth", "latest.pth"]
+
+
+def test_other_ranks_keep_their_own_random_state(ranks):
+    (first, second), _ = ranks
+    assert (first["own_random_state"], second["own_random_state"]) == (False, True)
