@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def capture(runner: BaseRunner) -> dict[str, Any]:
+def capture(runner: Any) -> dict[str, Any]:
     """The ``resume`` entry for a checkpoint written now. Reads the host (RNG states); a few kB."""
     return {
         "version": VERSION,
@@ -33,7 +33,7 @@ def capture(runner: BaseRunner) -> dict[str, Any]:
     }
 
 
-def restore(runner: BaseRunner, resume: dict[str, Any]) -> None:
+def restore(runner: Any, resume: dict[str, Any]) -> None:
     """Put counters, RNGs and hooks where they were; the runner keeps the rest for its ``run()``.
 
     Raises:

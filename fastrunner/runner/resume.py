@@ -1,0 +1,144 @@
+"""Saving a run and continuing it: counters that are true at any moment, and the place in workflow and data."""
+
+from __future__ import annotations
+
+import logging
+import os.path as osp
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_checkpoint, save_checkpoint, state
+from ..checkpoint.file import link_latest
+from ..checkpoint.sources import load_for_resume, load_optimizer
+from ..hooks.hook import Hook
+
+
+class ResumeMixin:
+    """The part of a runner that reads and writes checkpoints. Its attributes are set by ``BaseRunner``."""
+
+    model: Any
+    optimizer: Any
+    logger: logging.Logger
+    meta: dict[str, Any] | None
+    resumed_buffers: dict[str, Tensor]
+    saved_iter: int
+    _hooks: list[Hook]
+    _epoch: int
+    _iter: int
+    _inner_iter: int
+    _uncounted: str
+    _resumed: dict[str, Any] | None
+    _sources: list[Any]
+    _workflow: list[list[Any]]
+
+    @property
+    def finished_iters(self) -> int:
+        """Iterations whose update is done, also while their ``after_train_iter`` hooks still run."""
+        return self._iter + (self._uncounted == "iter")
+
+    @property
+    def finished_epochs(self) -> int:
+        """Epochs whose batches are all used, also while their ``after_train_epoch`` hooks still run."""
+        return self._epoch + (self._uncounted == "epoch")
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = "cpu",
+        strict: bool = False,
+        revise_keys: Sequence[tuple[str, str]] = ((r"^module\.", ""),),
+        *,
+        trusted: bool = False,
+    ) -> dict[str, Any]:
+        """Load weights only; returns the file's content. See :func:`fastrunner.checkpoint.load_checkpoint`."""
+        return load_checkpoint(
+            self.model, filename, map_location, strict, self.logger, revise_keys=revise_keys, trusted=trusted
+        )
+
+    def resume(
+        self, checkpoint: str, resume_optimizer: bool = True, map_location: Any = "default", *, trusted: bool = False
+    ) -> None:
+        """Continue where ``checkpoint`` was saved: weights, optimizer, counters, RNGs, hooks, position in the data.
+
+        Files of MMCV 1.x have no ``resume`` entry: then counters come from ``meta``, and the epoch starts over.
+
+        Args:
+            map_location: "default": the current GPU where there is one, else the CPU.
+            trusted: see :func:`fastrunner.checkpoint.file.read`.
+        Raises:
+            FileNotFoundError, RuntimeError: no such file, or a damaged one.
+            KeyError: the file has no counters.
+        """
+        if map_location == "default":
+            map_location = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        prefixes = tuple(p for p in (getattr(hook, "buffer_prefix", None) for hook in self._hooks) if p)
+        content, self.resumed_buffers = load_for_resume(
+            self.model, checkpoint, map_location, prefixes, self.logger, trusted
+        )
+        self.meta = meta = content["meta"]
+        self.meta.setdefault("hook_msgs", {})
+        if resume_optimizer and "optimizer" in content:
+            load_optimizer(self.optimizer, content)
+        if "resume" in content:
+            state.restore(self, content["resume"])
+            self._resumed = {key: content["resume"][key] for key in ("workflow", "loaders")}
+        else:
+            self._epoch, self._iter = meta["epoch"], _mmcv_iter(checkpoint, meta)
+            self._resumed = None
+        self._inner_iter = 0
+        self.logger.info(f"resumed epoch {self._epoch}, iter {self._iter} from {checkpoint}")
+
+    def _save(
+        self, out_dir: str, filename: str, meta: dict[str, Any] | None, save_optimizer: bool, create_symlink: bool
+    ) -> None:
+        if meta is not None and not isinstance(meta, dict):
+            raise TypeError(f"meta must be a dict or None, got {type(meta).__name__}")
+        meta = {} if meta is None else meta
+        meta.update(self.meta or {})
+        meta.update(
+            epoch=self._epoch + 1, iter=self._iter
+        )  # after runner.meta, which a resume has filled with old ones
+        path = osp.join(out_dir, filename)
+        save_checkpoint(self.model, path, self.optimizer if save_optimizer else None, meta, resume=state.capture(self))
+        if create_symlink:
+            link_latest(out_dir, filename)
+        self.saved_iter = self.finished_iters
+
+    def _take_resumed(self) -> tuple[int, int, list[dict[str, Any]]]:
+        """``(flow, done, loaders)`` to start run() from, once; the beginning where nothing was resumed."""
+        resumed, self._resumed = self._resumed, None
+        nothing: list[dict[str, Any]] = [{"epoch": 0, "position": 0} for _ in self._sources]
+        if resumed is None:
+            return 0, 0, nothing
+        if len(resumed["loaders"]) != len(self._sources):
+            warnings.warn(
+                f"the checkpoint was saved with {len(resumed['loaders'])} data loaders, this run has "
+                f"{len(self._sources)}: they start from their beginning",
+                stacklevel=3,
+            )
+            return 0, 0, nothing
+        for source, loader in zip(self._sources, resumed["loaders"], strict=True):
+            if "seed" in loader and hasattr(source, "seed"):
+                source.seed = loader["seed"]
+        if resumed["workflow"]["entries"] != self._workflow:
+            warnings.warn(
+                f"the checkpoint was saved with workflow {resumed['workflow']['entries']}, this run has "
+                f"{self._workflow}: it starts with its first entry",
+                stacklevel=3,
+            )
+            return 0, 0, resumed["loaders"]
+        return resumed["workflow"]["flow"], resumed["workflow"]["done"], resumed["loaders"]
+
+
+def _mmcv_iter(checkpoint: str, meta: dict[str, Any]) -> int:
+    """MMCV's iteration runner names a file by the finished iterations and writes one less into its meta."""
+    match = re.fullmatch(r"iter_(\d+)\.pth", osp.basename(osp.realpath(checkpoint)))
+    written = int(meta["iter"])
+    if match and "mmcv_version" in meta and written + 1 == int(match[1]):
+        return written + 1
+    return written
