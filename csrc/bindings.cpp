@@ -47,6 +47,9 @@ std::string openmp_library() {
 }  // namespace
 
 NB_MODULE(_core, m) {
+  // An optimizer that is still alive when the interpreter ends (in a script's globals, say) is not worth a page of
+  // text.
+  nb::set_leak_warnings(false);
   m.doc() = "fastrunner's compiled core: fused passes over the memory of many tensors. Import torch first.";
   open_torch();
 
