@@ -49,9 +49,9 @@ def shadows(hook: Hook) -> bool:
     return any(callable(getattr(type(hook), name, None)) for name in getattr(hook, "__dict__", ()))
 
 
-def is_ours(hook: Hook | None) -> bool:
+def is_ours(hook: Hook) -> bool:
     """Whether the hook is exactly one of this package, and so touches nothing but what its docstring says."""
-    return hook is not None and _of_this_package(type(hook)) and not shadows(hook)
+    return _of_this_package(type(hook)) and not shadows(hook)
 
 
 def _of_this_package(kind: type) -> bool:
@@ -106,9 +106,8 @@ class HookPlan:
     after_epoch: tuple[Call, ...]
     after_run: tuple[Call, ...]
 
-    def __init__(self, hooks: Sequence[Hook], previous: HookPlan | None = None, own_loop: bool = True) -> None:
+    def __init__(self, hooks: Sequence[Hook], previous: HookPlan | None = None) -> None:
         self.hooks = list(hooks)
-        self._own_loop = own_loop  # the runner's methods are ours: a user's run_iter may change what any hook looks at
         self._origin: dict[int, tuple[str, str]] = {}  # id of a call -> (hook, stage), read only when one raises
         for stage in STAGES:
             acting = [hook for hook in hooks if acts(hook, stage)]
@@ -125,7 +124,7 @@ class HookPlan:
         stages = ("before_train_iter", "after_train_iter")
         acting = [hook for hook in self.hooks if any(acts(hook, stage) for stage in stages)]
         # What users' hooks leave behind (an lr, an interval, a buffer that is ready) concerns some hooks at any time.
-        self.alone = self._own_loop and all(is_ours(hook) or says_when(hook) for hook in acting)
+        self.alone = all(is_ours(hook) or says_when(hook) for hook in acting)
         self._timed = {id(hook): hook for hook in acting if says_when(hook) and (self.alone or not hook.due_if_alone)}
         self._due = {key: due[key] for key in self._timed if key in due}  # a point that was named stays, across plans
         timers = [hook for hook in acting if type(hook) is IterTimerHook and not shadows(hook)]
@@ -180,11 +179,6 @@ class HookPlan:
         plan.quiet = plan._untimed = plan._without(set())
         plan.alone = False
         return plan
-
-    @staticmethod
-    def only_ours(calls: tuple[Call, ...]) -> bool:
-        """Whether no user's hook is among the calls."""
-        return all(is_ours(getattr(call, "__self__", None)) for call in calls)
 
     def fire(self, calls: tuple[Call, ...], runner: BaseRunner) -> None:
         """Run the calls of one stage; what one of them raises says which hook and which stage it came from."""

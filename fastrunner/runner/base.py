@@ -41,8 +41,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             them to a plain module.
         batch_processor: MMCV's older way: ``batch_processor(model, data_batch, train_mode, **kwargs)`` -> outputs.
         optimizer: an optimizer, or a dict of them.
-        work_dir: folder for logs and checkpoints, created now; None: ``./work_dirs/<timestamp>``, created with its
-            first file.
+        work_dir: folder for logs and checkpoints; None: ``./work_dirs/<timestamp>``. Created with its first file.
         logger: None: ``get_logger("fastrunner")``.
         meta: goes into logs and checkpoints.
         max_iters, max_epochs: the length of the run; one of them.
@@ -312,12 +311,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         if own_call_hook or os.environ.get("FASTRUNNER_PLAN") == "off":
             self._plan = HookPlan.through(self._hooks, self.call_hook)
         else:
-            methods = ("run_iter", "train", "val")
-            own_loop = all(
-                getattr(type(self), name).__module__.startswith("fastrunner.runner.") and name not in self.__dict__
-                for name in methods
-            )
-            self._plan = HookPlan(self._hooks, previous=self._plan, own_loop=own_loop)
+            self._plan = HookPlan(self._hooks, previous=self._plan)
         self._plan.model, self._plan.optimizer = self.model, self.optimizer
         return self._plan
 

@@ -85,8 +85,7 @@ class EpochBasedRunner(BaseRunner):
         self._midway = True
         plan = self.renew_plan()
         plan.fire(plan.before_train_epoch, self)
-        if not plan.only_ours(plan.before_train_epoch):
-            self.renew_plan()  # that stage may have changed hooks
+        self.renew_plan()  # that stage may have changed hooks
         if start:
             self._inner_iter = start - 1  # should no batch be left, the epoch's end sees the last one
 

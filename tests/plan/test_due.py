@@ -97,20 +97,6 @@ def test_what_users_hooks_leave_behind_is_noticed(kind, hook):
     compare(kind, hooks=[hook], interval=5)
 
 
-def test_what_a_users_run_iter_leaves_behind_is_noticed():
-    class SetsLrToo(IterBasedRunner):
-        def run_iter(self, data_batch, train_mode, **kwargs):
-            super().run_iter(data_batch, train_mode, **kwargs)
-            self.seen = [*getattr(self, "seen", []), self.optimizer.param_groups[0]["lr"]]
-            self.optimizer.param_groups[0]["lr"] = 7.0
-
-    model = TinyModel()
-    runner = SetsLrToo(model, optimizer=FusedSGD(model.parameters(), lr=0.1), max_iters=6)
-    runner.register_lr_hook(dict(policy="fixed", by_epoch=False))
-    runner.run([batches()], [("train", 1)])
-    assert runner.seen == [0.1] * 6  # the policy writes at every iteration, as in MMCV
-
-
 class EveryThird(Hook):
     def __init__(self, offset):
         self.offset, self.called = offset, []
