@@ -49,7 +49,7 @@ _MODULES = {
     ),
     "log": ("LogBuffer", "get_logger", "print_log"),
     "model": ("is_module_wrapper", "supervised"),
-    "optim": ("DefaultOptimizerConstructor", "FusedSGD", "build_optimizer"),
+    "optim": ("DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer"),
     "plan.dispatch": ("HookError",),
     "registry": (
         "DATASETS",

@@ -152,6 +152,9 @@ from .optim import (
     DefaultOptimizerConstructor as DefaultOptimizerConstructor,
 )
 from .optim import (
+    EmaTerm as EmaTerm,
+)
+from .optim import (
     FusedSGD as FusedSGD,
 )
 from .optim import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .build import DefaultOptimizerConstructor, build_optimizer
+from .ema_term import EmaTerm
 from .fused import FusedSGD
 
-__all__ = ["DefaultOptimizerConstructor", "FusedSGD", "build_optimizer"]
+__all__ = ["DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer"]

@@ -23,6 +23,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .._core import StaleTable
 from ..registry import OPTIMIZERS
+from .ema_term import EmaTerm
 from .tables import ParamTable, name_of
 
 CPU = torch.device("cpu")
@@ -106,7 +107,13 @@ class FusedSGD(Optimizer):
         return {} if self._table is None else dict(self._table.rest)
 
     def step(
-        self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None, write_back: bool = True
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+        write_back: bool = True,
+        ema: EmaTerm | None = None,
+        zero: bool = False,
     ) -> Any:
         """Update every parameter that has a gradient.
 
@@ -114,6 +121,8 @@ class FusedSGD(Optimizer):
             closure: computes the loss and its gradients again; called first, with gradients enabled.
             max_norm: clip to this joint L2 norm; None: to ``clip_grad_norm``, or not at all.
             write_back: leave the clipped gradients in ``.grad``, as ``clip_grad_norm_`` does.
+            ema: an average to take after the update; of any parameters, also of ones that are not updated here.
+            zero: then set ``.grad`` of this optimizer's parameters to None.
         Returns:
             What ``closure`` returned.
         Raises:
@@ -129,6 +138,10 @@ class FusedSGD(Optimizer):
         grad_norm = self._update(limit, write_back)
         if limit is not None:
             self.grad_norm = torch.scalar_tensor(grad_norm, dtype=torch.float32, device=CPU)
+        if ema is not None:
+            ema.update()
+        if zero:
+            self.zero_grad()
         return loss
 
     def clipped_step(self, max_norm: float, *, write_back: bool = True) -> Tensor:
