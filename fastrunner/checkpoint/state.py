@@ -52,7 +52,7 @@ def restore(runner: Any, resume: dict[str, Any]) -> None:
             hooks[key].load_state_dict(state)
         else:
             runner.logger.warning(f"the checkpoint holds the state of a hook that is not registered: {key}")
-    if runner.rank == 0:  # it wrote them; on other ranks they would make every rank draw the same
+    if "rng" in resume:  # of this rank
         set_rng_state(resume["rng"])
 
 

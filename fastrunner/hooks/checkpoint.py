@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.ranks import rank_file, save_rank
 from ..dist import allreduce_params
 from ..registry import HOOKS
+from .folders import check_local, numbered, run_folder
 from .hook import NEVER, Hook
 
 if TYPE_CHECKING:
@@ -15,17 +17,21 @@ if TYPE_CHECKING:
 
 @HOOKS.register_module()
 class CheckpointHook(Hook):
-    """Saves checkpoints on rank 0.
+    """Saves checkpoints on rank 0; register it on every rank: the others save their random states beside.
 
     Args:
         interval: epochs or iterations between two checkpoints; -1: none but the last.
         by_epoch: count epochs; otherwise iterations.
         save_optimizer: put the optimizer's state into the file.
         out_dir: folder for a subfolder named as the work_dir; by default the work_dir itself.
-        max_keep_ckpts: delete older ones beyond this many, once the new one is on disk; -1 keeps all.
+        max_keep_ckpts: once a new one is on disk, keep only this many, those of the highest numbers up to it, of the
+            files that its name template makes; -1 keeps all.
         save_last: also save after the last epoch or iteration, and when ``runner.stop()`` ends the run.
         sync_buffer: average the model's floating-point buffers over the ranks first.
+        file_client_args: only None and ``dict(backend="disk")``.
         **kwargs: further arguments of ``runner.save_checkpoint``, e.g. ``filename_tmpl``, ``create_symlink``, ``meta``.
+    Raises:
+        ValueError: a remote ``out_dir`` or backend.
     """
 
     def __init__(
@@ -37,8 +43,10 @@ class CheckpointHook(Hook):
         max_keep_ckpts: int = -1,
         save_last: bool = True,
         sync_buffer: bool = False,
+        file_client_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_local(out_dir, file_client_args)
         self.interval = interval
         self.by_epoch = by_epoch
         self.save_optimizer = save_optimizer
@@ -50,9 +58,8 @@ class CheckpointHook(Hook):
         self._saved_iter = -1  # counted iterations of the newest checkpoint
 
     def before_run(self, runner: BaseRunner) -> None:
-        self.out_dir = self._given_out_dir or runner.work_dir
+        self.out_dir = run_folder(runner, self._given_out_dir)
         if self.out_dir != runner.work_dir:
-            self.out_dir = os.path.join(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
             runner.logger.info(f"Checkpoints will be saved to {self.out_dir}.")
 
     def after_train_epoch(self, runner: BaseRunner) -> None:
@@ -87,8 +94,7 @@ class CheckpointHook(Hook):
     def _sync_and_save(self, runner: BaseRunner, **kwargs: Any) -> None:
         if self.sync_buffer:
             allreduce_params(runner.model.buffers())
-        if runner.rank == 0:
-            self._save_checkpoint(runner, **kwargs)
+        self._save_checkpoint(runner, **kwargs)
         self._saved_iter = runner.finished_iters  # on every rank, or one would go into a collective alone
 
     def _save_checkpoint(self, runner: BaseRunner, **kwargs: Any) -> None:
@@ -97,25 +103,24 @@ class CheckpointHook(Hook):
         current = runner.epoch + 1 if self.by_epoch else runner.iter + 1
         name_of = self.args.get("filename_tmpl", "epoch_{}.pth" if self.by_epoch else "iter_{}.pth")
         filename = kwargs.get("filename_tmpl", name_of.format(current))
-        # The runner's own template counts its own unit, so the name is given whole.
-        args = {
-            "save_optimizer": self.save_optimizer,
-            **self.args,
-            "filename_tmpl": filename.replace("{", "{{").replace("}", "}}"),
-        }
-        runner.save_checkpoint(self.out_dir, **args)
-
+        path = os.path.join(self.out_dir, filename)
+        if runner.rank != 0:
+            save_rank(runner, path)
+        else:
+            # The runner's own template counts its own unit, so the name is given whole.
+            whole = filename.replace("{", "{{").replace("}", "}}")
+            args = {"save_optimizer": self.save_optimizer, **self.args, "filename_tmpl": whole}
+            runner.save_checkpoint(self.out_dir, **args)
         if runner.meta is not None:
-            last = os.path.join(self.out_dir, filename)
-            runner.meta.setdefault("hook_msgs", {})["last_ckpt"] = last
+            runner.meta.setdefault("hook_msgs", {})["last_ckpt"] = path
         if self.max_keep_ckpts > 0 and "filename_tmpl" not in kwargs:
-            self._delete_old(name_of, current)
+            self._delete_old(runner.rank, name_of, current)
 
-    def _delete_old(self, name_of: str, current: int) -> None:
-        """Delete from the newest that is too old backwards, until one is missing."""
+    def _delete_old(self, rank: int, name_of: str, current: int) -> None:
+        """Each rank what it has written itself: rank 0 the checkpoints, another the file beside."""
         assert self.out_dir is not None
-        for step in range(current - self.max_keep_ckpts * self.interval, 0, -self.interval):
-            path = os.path.join(self.out_dir, name_of.format(step))
-            if not os.path.isfile(path):
-                break
-            os.remove(path)
+        kept = os.path.join(self.out_dir, name_of)
+        folder, name_of = os.path.split(rank_file(kept, rank) if rank else kept)
+        saved = numbered(folder, name_of)
+        for number in sorted(n for n in saved if n <= current)[: -self.max_keep_ckpts]:
+            os.remove(saved[number])

@@ -96,6 +96,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         self._max_epochs, self._max_iters = max_epochs, max_iters
 
         self.stop_reason: str | None = None
+        self._stop_seen = True  # a run has ended by it; the next one may start
         self.resumed_buffers: dict[
             str, Tensor
         ] = {}  # of the checkpoint, for hooks that make such buffers in before_run
@@ -321,9 +322,11 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         """Ask the run to end after the current iteration.
 
         The iteration is finished with all its hooks, an unfinished epoch is not ended (no ``after_train_epoch``), then
-        ``after_run`` fires and ``run()`` returns. ``stop_reason`` holds the reason.
+        ``after_run`` fires and ``run()`` returns. ``stop_reason`` holds the reason. The next ``run()`` goes on
+        where this one was stopped. Asked for before ``run()``, it ends that run at once.
         """
         self.stop_reason = reason
+        self._stop_seen = False
 
     def _begin(self, data_loaders: list[Any], workflow: Workflow, limit: str, unit: str) -> None:
         """Check the arguments of ``run()`` and log how it starts."""
@@ -345,7 +348,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         check_count(limit.lstrip("_"), length)
         self._sources = list(data_loaders)
         self._workflow = [list(entry) for entry in workflow]
-        self.stop_reason = None
+        if self._stop_seen:
+            self.stop_reason = None
         self.logger.info(f"Start running, host: {get_host_info()}, work_dir: {self.work_dir}")
         self.logger.info(f"Hooks will be executed in the following order:\n{self.get_hook_info()}")
         self.logger.info(f"workflow: {list(workflow)}, max: {length} {unit}")
@@ -358,6 +362,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             yield
             failed = False
             if self.stop_reason is not None:
+                self._keep_place()
                 self.logger.info(f"stopped at epoch {self._epoch}, iter {self._iter}: {self.stop_reason}")
         except BaseException as error:
             self.logger.error(
@@ -366,6 +371,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             raise
         finally:
             self._uncounted = ""
+            self._stop_seen = True
             self.resumed_buffers = {}
             for source in self._sources:
                 if isinstance(source, IterLoader):

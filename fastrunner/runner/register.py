@@ -116,13 +116,14 @@ def policy_cfg(config: Any, suffix: str) -> Any:
     The policy may be written in any case: ``CosineAnnealing``, ``cosineannealing``.
 
     Raises:
-        KeyError: no ``policy``, or one that is not registered; the known ones are listed.
+        ValueError: no ``policy``.
+        KeyError: one that is not registered; the known ones are listed.
     """
     if not isinstance(config, dict):
         return config
     config = dict(config)
     if "policy" not in config:
-        raise KeyError(f"the config of a {suffix} needs 'policy', e.g. policy=\"step\"; got {sorted(config)}")
+        raise ValueError(f"the config of a {suffix} needs 'policy', e.g. policy=\"step\"; got {sorted(config)}")
     policy = config.pop("policy")
     known = {name.lower(): name for name in HOOKS.module_dict if name.endswith(suffix) and name != suffix}
     name = known.get(f"{policy}{suffix}".lower(), f"{policy}{suffix}")

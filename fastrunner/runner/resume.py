@@ -7,15 +7,19 @@ import os.path as osp
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import load_checkpoint, save_checkpoint, state
 from ..checkpoint.file import link_latest
+from ..checkpoint.ranks import own_entry
 from ..checkpoint.sources import load_for_resume, load_optimizer
 from ..hooks.hook import Hook
+
+Workflow = list[list[Any]]  # [mode, count] each
+BEGINNING: dict[str, Any] = {"epoch": 0, "position": 0}  # of a data loader
 
 
 class ResumeMixin:
@@ -31,10 +35,16 @@ class ResumeMixin:
     _epoch: int
     _iter: int
     _inner_iter: int
+    _rank: int
     _uncounted: str
     _resumed: dict[str, Any] | None
     _sources: list[Any]
-    _workflow: list[list[Any]]
+    _workflow: Workflow
+
+    if TYPE_CHECKING:
+
+        def workflow_state(self) -> dict[str, Any]: ...
+        def loader_states(self) -> list[dict[str, Any]]: ...
 
     @property
     def finished_iters(self) -> int:
@@ -85,8 +95,8 @@ class ResumeMixin:
         if resume_optimizer and "optimizer" in content:
             load_optimizer(self.optimizer, content)
         if "resume" in content:
-            state.restore(self, content["resume"])
-            self._resumed = {key: content["resume"][key] for key in ("workflow", "loaders")}
+            state.restore(self, own_entry(content["resume"], checkpoint, self._rank))
+            self._resumed = {key: content["resume"][key] for key in ("workflow", "loaders", "counters")}
         else:
             self._epoch, self._iter = meta["epoch"], _mmcv_iter(checkpoint, meta)
             self._resumed = None
@@ -109,30 +119,37 @@ class ResumeMixin:
             link_latest(out_dir, filename)
         self.saved_iter = self.finished_iters
 
+    def _keep_place(self) -> None:
+        """Let the next run() go on where this one was stopped."""
+        counters = {"epoch": self._epoch, "iter": self._iter}
+        self._resumed = {"workflow": self.workflow_state(), "loaders": self.loader_states(), "counters": counters}
+
     def _take_resumed(self) -> tuple[int, int, list[dict[str, Any]]]:
-        """``(flow, done, loaders)`` to start run() from, once; the beginning where nothing was resumed."""
+        """``(flow, done, loaders)`` to start run() from, once; the beginning where nothing was resumed or stopped."""
         resumed, self._resumed = self._resumed, None
-        nothing: list[dict[str, Any]] = [{"epoch": 0, "position": 0} for _ in self._sources]
-        if resumed is None:
-            return 0, 0, nothing
-        if len(resumed["loaders"]) != len(self._sources):
-            warnings.warn(
-                f"the checkpoint was saved with {len(resumed['loaders'])} data loaders, this run has "
-                f"{len(self._sources)}: they start from their beginning",
-                stacklevel=3,
-            )
-            return 0, 0, nothing
-        for source, loader in zip(self._sources, resumed["loaders"], strict=True):
+        if resumed is None or resumed["counters"] != {"epoch": self._epoch, "iter": self._iter}:  # they were written
+            return 0, 0, [BEGINNING for _ in self._sources]
+        workflow = resumed["workflow"]
+        loaders = by_mode(workflow["entries"], resumed["loaders"], self._workflow)
+        for source, loader in zip(self._sources, loaders, strict=True):
             if "seed" in loader and hasattr(source, "seed"):
                 source.seed = loader["seed"]
-        if resumed["workflow"]["entries"] != self._workflow:
-            warnings.warn(
-                f"the checkpoint was saved with workflow {resumed['workflow']['entries']}, this run has "
-                f"{self._workflow}: it starts with its first entry",
-                stacklevel=3,
-            )
-            return 0, 0, resumed["loaders"]
-        return resumed["workflow"]["flow"], resumed["workflow"]["done"], resumed["loaders"]
+        if workflow["entries"] == self._workflow:
+            return workflow["flow"], workflow["done"], loaders
+        warnings.warn(
+            f"the checkpoint was saved with workflow {workflow['entries']}, this run has {self._workflow}: it starts "
+            "with its first entry, and each loader goes on where the one of the same mode was",
+            stacklevel=3,
+        )
+        return 0, 0, loaders
+
+
+def by_mode(entries: Workflow, states: list[dict[str, Any]], workflow: Workflow) -> list[dict[str, Any]]:
+    """The states of a saved workflow's loaders, for those of another: its n-th of a mode gets the n-th of the mode."""
+    saved: dict[str, list[dict[str, Any]]] = {}
+    for (mode, _), loader in zip(entries, states, strict=True):
+        saved.setdefault(mode, []).append(loader)
+    return [saved[mode].pop(0) if saved.get(mode) else BEGINNING for mode, _ in workflow]
 
 
 def _mmcv_iter(checkpoint: str, meta: dict[str, Any]) -> int:

@@ -163,7 +163,7 @@ def test_a_hook_that_raises_is_named(kind, stage):
         (lambda r: r.register_hook(Hook(), priority=101), ValueError, "between 0 and 100"),
         (lambda r: r.register_hook(Hook(), priority=1.0), TypeError, "must be an int, a name or a Priority"),
         (lambda r: r.register_lr_hook(dict(policy="stp", step=1)), KeyError, "unknown policy 'stp'; known: .*Step"),
-        (lambda r: r.register_lr_hook(dict(step=1)), KeyError, "the config of a LrUpdaterHook needs"),
+        (lambda r: r.register_lr_hook(dict(step=1)), ValueError, "the config of a LrUpdaterHook needs"),
         (lambda r: r.register_logger_hooks(dict(hooks=[])), KeyError, "log_config needs .*interval=50"),
         (lambda r: r.register_checkpoint_hook(dict(type="ChekpointHook")), KeyError, "CheckpointHook"),
         (lambda r: r.register_optimizer_hook(print), TypeError, "must be a fastrunner.Hook"),

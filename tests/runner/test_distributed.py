@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,10 +61,21 @@ def process(rank: int, folder: str) -> None:
     seen["running_mean"] = model.norm.running_mean.tolist()
     seen["iter"] = runner.iter
 
-    torch.manual_seed(100 + rank)
-    expected = torch.rand(1, generator=torch.Generator().manual_seed(100 + rank)).item()
+    expected = torch.rand(1).item()  # what comes after the checkpoint, which the stop has written
+    dist.barrier()
     runner.resume("out/latest.pth")
     seen["own_random_state"] = torch.rand(1).item() == expected
+    torch.manual_seed(100 + rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        os.makedirs("bare", exist_ok=True)
+        if rank == 0:
+            shutil.copy("out/iter_4.pth", "bare/iter_4.pth")
+        dist.barrier()
+        runner.resume("bare/iter_4.pth")
+    seen["warned"] = [str(warning.message) for warning in caught]
+    seen["random_after_bare"] = torch.rand(1).item()
+    seen["expected"] = expected
     Path(f"{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 
@@ -90,9 +103,18 @@ def test_one_writes_all_stop_and_buffers_agree(ranks):
     (first, second), folder = ranks
     assert first["iter"] == second["iter"] == 4
     assert first["running_mean"] == second["running_mean"]
-    assert sorted(os.listdir(f"{folder}/out")) == ["iter_2.pth", "iter_4.pth", "latest.pth"]
+    assert sorted(os.listdir(f"{folder}/out")) == ["iter_2.pth", "iter_4.pth", "latest.pth", "rng"]
 
 
-def test_other_ranks_keep_their_own_random_state(ranks):
+def test_every_rank_goes_on_with_its_own_random_state(ranks):
+    (first, second), folder = ranks
+    assert (first["own_random_state"], second["own_random_state"]) == (True, True)
+    assert first["expected"] != second["expected"]
+    assert sorted(os.listdir(f"{folder}/out/rng")) == ["iter_2.pth.rank1", "iter_4.pth.rank1"]
+
+
+def test_a_rank_without_a_file_of_its_own_says_so_and_keeps_what_it_has(ranks):
     (first, second), _ = ranks
-    assert (first["own_random_state"], second["own_random_state"]) == (False, True)
+    assert first["warned"] == []
+    assert "rank 1 has no random state of its own" in second["warned"][0]
+    assert second["random_after_bare"] == torch.rand(1, generator=torch.Generator().manual_seed(101)).item()

@@ -314,6 +314,40 @@ def test_a_stopped_run_resumes_where_it_was(kind, workflow, stop_after, tmp_path
     assert steps("stopped", stopping) + steps("resumed", resume_from="stopped") == steps("whole")
 
 
+@pytest.mark.parametrize(("kind", "workflow", "stop_after"), RESUMES)
+def test_a_stopped_run_goes_on_with_the_next_run(kind, workflow, stop_after, tmp_path):
+    def steps(run):
+        return [row[:3] for row in run.later.trace if row[0].startswith("before") and row[0].endswith("iter")]
+
+    run = Run(kind, workflow, Probe("after_train_iter", stop_after, lambda runner: runner.stop("a break")), tmp_path)
+    run.go()
+    assert run.runner.stop_reason == "a break"
+    run.go()
+    assert run.runner.stop_reason is None
+    whole = Run(kind, workflow, Probe(), tmp_path)
+    whole.go()
+    assert steps(run) == steps(whole)
+
+
+def test_who_writes_the_counters_after_a_stop_starts_over(tmp_path):
+    run = Run("epoch", "t1", Probe("after_train_iter", 2, lambda runner: runner.stop("a break")), tmp_path)
+    run.go()
+    run.runner._iter = 0
+    run.go()
+    assert run.runner.iter == 6
+
+
+@pytest.mark.parametrize("kind", ["epoch", "iter"])
+def test_stopped_before_it_starts(kind, tmp_path):
+    run = Run(kind, "t1", Probe(), tmp_path)
+    run.runner.stop("a signal came")
+    run.go()
+    assert (run.runner.iter, run.runner.stop_reason) == (0, "a signal came")
+    assert [row[0] for row in run.later.trace] == [row[0] for row in rows(FULL[kind, "t1"]) if "train" not in row[0]]
+    run.go()
+    assert run.runner.iter == {"epoch": 6, "iter": 4}[kind]
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyError("key"), RuntimeError("CUDA error")], ids=repr)
 @pytest.mark.parametrize(("kind", "workflow", "stage", "call", "fired", "finished"), BREAKS)
 def test_exception_in_a_hook(kind, workflow, stage, call, fired, finished, error, tmp_path):

@@ -261,3 +261,25 @@ def test_an_oserror_from_a_hook_keeps_its_file_name():
     with pytest.raises(FileNotFoundError) as info:
         runner.run([batches()], [("train", 1)])
     assert info.value.filename == "nowhere"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_another_workflow_each_loader_goes_on_where_that_of_its_mode_was(kind):
+    def loader(seed):
+        return build_dataloader(Points(), 2, 0, seed=seed)
+
+    first = make(kind, "first")
+    first.register_hook(ClosureHook("after_train_iter", lambda r: r.stop("now") if r.iter == 7 else None))
+    first.run([loader(3), loader(4)], [("train", 1), ("val", 1)])
+    second = make(kind, "second")
+    second.resume("first/latest.pth")
+    train = loader(5)
+    seen = []
+    second.register_hook(ClosureHook("before_train_iter", lambda r: seen.append(r.data_batch)))
+    with pytest.warns(UserWarning, match="each loader goes on where the one of the same mode was"):
+        second.run([train], [("train", 1)])
+    whole = loader(3)
+    whole.seek(1, 2)
+    assert train.seed == 3
+    assert torch.equal(seen[0], next(iter(whole)))
+    assert (second.epoch, second.iter) == ((3, 18) if kind is EpochBasedRunner else (2, 18))
