@@ -74,6 +74,9 @@ from .hooks import (
     EMAHook as EMAHook,
 )
 from .hooks import (
+    EmptyCacheHook as EmptyCacheHook,
+)
+from .hooks import (
     ExpLrUpdaterHook as ExpLrUpdaterHook,
 )
 from .hooks import (
@@ -122,13 +125,25 @@ from .hooks import (
     Priority as Priority,
 )
 from .hooks import (
+    ProfilerHook as ProfilerHook,
+)
+from .hooks import (
     StepLrUpdaterHook as StepLrUpdaterHook,
 )
 from .hooks import (
     StepMomentumUpdaterHook as StepMomentumUpdaterHook,
 )
 from .hooks import (
+    SyncBuffersHook as SyncBuffersHook,
+)
+from .hooks import (
+    TensorboardLoggerHook as TensorboardLoggerHook,
+)
+from .hooks import (
     TextLoggerHook as TextLoggerHook,
+)
+from .hooks import (
+    WandbLoggerHook as WandbLoggerHook,
 )
 from .hooks import (
     get_priority as get_priority,

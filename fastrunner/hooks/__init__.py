@@ -3,8 +3,9 @@
 from .checkpoint import CheckpointHook
 from .closure import ClosureHook
 from .ema import EMAHook
+from .empty_cache import EmptyCacheHook
 from .hook import Hook
-from .logger import LoggerHook, TextLoggerHook
+from .logger import LoggerHook, TensorboardLoggerHook, TextLoggerHook, WandbLoggerHook
 from .lr import (
     CosineAnnealingLrUpdaterHook,
     CosineRestartLrUpdaterHook,
@@ -28,7 +29,9 @@ from .momentum import (
 )
 from .optimizer import OptimizerHook
 from .priority import Priority, get_priority
+from .profiler import ProfilerHook
 from .sampler import DistSamplerSeedHook
+from .sync_buffers import SyncBuffersHook
 from .timer import IterTimerHook
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "CyclicMomentumUpdaterHook",
     "DistSamplerSeedHook",
     "EMAHook",
+    "EmptyCacheHook",
     "ExpLrUpdaterHook",
     "FixedLrUpdaterHook",
     "FlatCosineAnnealingLrUpdaterHook",
@@ -57,8 +61,12 @@ __all__ = [
     "OptimizerHook",
     "PolyLrUpdaterHook",
     "Priority",
+    "ProfilerHook",
     "StepLrUpdaterHook",
     "StepMomentumUpdaterHook",
+    "SyncBuffersHook",
+    "TensorboardLoggerHook",
     "TextLoggerHook",
+    "WandbLoggerHook",
     "get_priority",
 ]

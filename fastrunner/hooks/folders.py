@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import string
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +48,27 @@ def numbered(folder: str, name_of: str) -> dict[int, str]:
         if match and entry.is_file() and name_of.format(int(match[1])) == entry.name:
             found[int(match[1])] = entry.path
     return found
+
+
+def files_ending(folder: str, ends: str | tuple[str, ...]) -> list[str]:
+    """Paths of the files below ``folder`` whose names end so, sorted; hidden files and folders are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if name.endswith(ends) and not name.startswith(".")]
+    return sorted(found)
+
+
+def copy_out(runner: BaseRunner, out_dir: str, ends: str | tuple[str, ...], keep_local: bool) -> None:
+    """Copy the files of the work_dir that end so to ``out_dir``, or move them, with their places below it."""
+    inside = os.path.abspath(out_dir) + os.sep
+    for path in files_ending(runner.work_dir, ends):
+        if os.path.abspath(path).startswith(inside):
+            continue  # out_dir is below the work_dir
+        target = os.path.join(out_dir, os.path.relpath(path, runner.work_dir))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copyfile(path, target)
+        runner.logger.info(f"The file {path} has been uploaded to {target}.")
+        if not keep_local:
+            os.remove(path)
+            runner.logger.info(f"{path} was removed due to the `self.keep_local=False`")

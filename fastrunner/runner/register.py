@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from ..hooks.hook import Hook
@@ -106,7 +105,7 @@ class RegisterMixin:
         if config is None:
             return
         if isinstance(config, dict):
-            config = build_from_cfg(copy.deepcopy(dict(config)), HOOKS, default_args=defaults or None)
+            config = build_from_cfg(config, HOOKS, default_args=defaults or None)
         self.register_hook(config, priority=priority)
 
 

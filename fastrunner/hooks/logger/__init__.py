@@ -1,6 +1,9 @@
 """Loggers: ``base`` says when, each other module says where to."""
 
 from .base import LoggerHook
+from .packages import NOT_CARRIED
+from .tensorboard import TensorboardLoggerHook
 from .text import TextLoggerHook
+from .wandb import WandbLoggerHook
 
-__all__ = ["LoggerHook", "TextLoggerHook"]
+__all__ = ["NOT_CARRIED", "LoggerHook", "TensorboardLoggerHook", "TextLoggerHook", "WandbLoggerHook"]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...registry import HOOKS
+from ..folders import check_local, copy_out, run_folder
 from .base import LoggerHook
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class TextLoggerHook(LoggerHook):
     Args:
         by_epoch, interval, ignore_last, reset_flag: see :class:`LoggerHook`.
         interval_exp_name: print ``meta["exp_name"]`` every so many iterations, and at the end of each epoch.
+        out_dir: copy the run's files there when it ends, into a subfolder named as the work_dir.
+        out_suffix: which files of the work_dir, by their ends.
+        keep_local: False moves them.
+        file_client_args: only None and ``dict(backend="disk")``.
     """
 
     def __init__(
@@ -39,8 +44,18 @@ class TextLoggerHook(LoggerHook):
         ignore_last: bool = True,
         reset_flag: bool = False,
         interval_exp_name: int = 1000,
+        out_dir: str | None = None,
+        out_suffix: str | tuple[str, ...] = (".log.json", ".log", ".py"),
+        keep_local: bool = True,
+        file_client_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(interval, ignore_last, reset_flag, by_epoch)
+        if out_dir is None and file_client_args is not None:
+            raise ValueError('file_client_args should be "None" when `out_dir` is not specified.')
+        check_local(out_dir, file_client_args)
+        self.out_dir = self._given_out_dir = out_dir
+        self.out_suffix = tuple(out_suffix) if isinstance(out_suffix, list) else out_suffix
+        self.keep_local = keep_local
         self.time_sec_tot: float = 0
         self.interval_exp_name = interval_exp_name
         self.start_iter = 0
@@ -49,11 +64,19 @@ class TextLoggerHook(LoggerHook):
 
     def before_run(self, runner: BaseRunner) -> None:
         super().before_run(runner)
+        if self._given_out_dir is not None:
+            self.out_dir = run_folder(runner, self._given_out_dir)
+            runner.logger.info(f"Text logs will be saved to {self.out_dir} after the training process.")
         self.start_iter = runner.iter
         self.time_sec_tot = 0
         self.json_log_path = os.path.join(runner.work_dir, f"{runner.timestamp}.log.json")
         if runner.meta is not None:
             self._dump_log(runner.meta, runner)
+
+    def after_run(self, runner: BaseRunner) -> None:
+        if self.out_dir is not None and self.out_dir != runner.work_dir and runner.rank == 0:
+            self.close()
+            copy_out(runner, self.out_dir, self.out_suffix, self.keep_local)
 
     def log(self, runner: BaseRunner) -> OrderedDict[str, Any]:
         output = runner.log_buffer.output
