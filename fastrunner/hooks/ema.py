@@ -6,6 +6,9 @@ Source: MMCV 1.x's EMAHook, formula and names.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +28,13 @@ PREFIX = "ema_"
 class EMAHook(Hook):
     """Keeps an average of every parameter in a buffer of the model, ``ema_`` + its name with ``.`` as ``_``.
 
-    In the epoch runner the two are swapped at the end of each epoch and back at the start of the next: what runs
-    between epochs (evaluation, the val workflow, checkpoints with a lower priority) sees the averages, and the buffers
-    hold the raw weights. Buffers such as BatchNorm's statistics are not averaged; frozen parameters are.
+    Evaluations, the val workflow and checkpoints see the averages, and training the raw weights, in both runners. In
+    the epoch runner the two are swapped at the end of each epoch and back at the start of the next; within an epoch,
+    and in the iteration runner, they are swapped around each evaluation, val iteration and save. A checkpoint so holds
+    the averages under the parameters' names, and the raw weights under ``ema_*``, and so does the model after a run.
+
+    Buffers such as BatchNorm's statistics are not averaged; frozen parameters are. Give it a priority between the
+    optimizer hook's (40) and CheckpointHook's (50), or what is saved is one iteration behind.
 
     Args:
         momentum: weight of the newest parameters, in (0, 1).
@@ -62,13 +69,27 @@ class EMAHook(Hook):
         self._swapped = True
         self._seen_iters = 0  # iterations whose weights went into the averages
         self._seen_epochs: int | None = None  # epochs whose end swapped; None: no epoch has started (iteration runner)
+        self._back_after_val = False
         self._resumed = False  # the state was loaded, and before_run has not used it yet
         self._params: list[Tensor] = []
         self._averages: list[Tensor] = []
 
     def before_run(self, runner: BaseRunner) -> None:
+        self.model_parameters = dict(unwrap(runner.model).named_parameters())
+        if not self._continues(runner):
+            self._make_averages(runner)
+            if self.checkpoint is not None:
+                runner.resume(self.checkpoint)
+            if not self._resumed:
+                self._swapped = runner.max_epochs is not None  # MMCV's iteration runner never swaps
+        if self._resumed:
+            self._catch_up(runner)
+            self._resumed = False
+        if runner.max_epochs is None:  # no epoch's start will do it
+            self._swap_to(False)
+
+    def _make_averages(self, runner: BaseRunner) -> None:
         model = unwrap(runner.model)
-        self.model_parameters = dict(model.named_parameters())
         self.param_ema_buffer = {name: PREFIX + name.replace(".", "_") for name in self.model_parameters}
         for name, param in self.model_parameters.items():
             # Tensors that a resume found in the file but not in the model are ours, if the name fits.
@@ -78,18 +99,20 @@ class EMAHook(Hook):
         self.model_buffers = dict(model.named_buffers())
         self._params = list(self.model_parameters.values())
         self._averages = [self.model_buffers[name] for name in self.param_ema_buffer.values()]
-        if self.checkpoint is not None:
-            runner.resume(self.checkpoint)
-        if self._resumed:
-            self._catch_up(runner)
-            self._resumed = False
+
+    def _continues(self, runner: BaseRunner) -> bool:
+        """Whether this is a further run() of what was trained here, so that averages and buffers are there already."""
+        params = list(self.model_parameters.values())
+        same = len(params) == len(self._params) and all(map(operator.is_, params, self._params))
+        return same and not self._resumed and 0 < self._seen_iters == runner._iter and self.checkpoint is None
 
     def _catch_up(self, runner: BaseRunner) -> None:
         """Do what was not done when the checkpoint was written, by a hook that runs before this one."""
         if self._seen_iters < runner._iter:
+            self._swap_to(False)
             self._average(runner._iter - 1)
         if self._seen_epochs is not None and self._seen_epochs < runner._epoch:
-            self._swap()
+            self._swap_to(True)
 
     def after_train_iter(self, runner: BaseRunner) -> None:
         self._average(runner._iter)
@@ -107,21 +130,43 @@ class EMAHook(Hook):
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
         self._seen_epochs = runner._epoch
-        if self._swapped:
-            self._swap()
+        self._swap_to(False)
 
     def after_train_epoch(self, runner: BaseRunner) -> None:
         self._seen_epochs = runner._epoch + 1
-        if not self._swapped:
-            self._swap()
+        self._swap_to(True)
 
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for param, average in zip(self._params, self._averages, strict=True):
-            raw = param.clone()
-            param.copy_(average)
-            average.copy_(raw)
-        self._swapped = not self._swapped
+    def after_epoch(self, runner: BaseRunner) -> None:
+        self._swap_to(True)  # the end of the iteration runner's loop; after a val epoch nothing changes
+
+    def before_val_iter(self, runner: BaseRunner) -> None:
+        self._back_after_val = not self._swapped  # between epochs they are swapped already
+        self._swap_to(True)
+
+    def after_val_iter(self, runner: BaseRunner) -> None:
+        if self._back_after_val:
+            self._swap_to(False)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within: the model's parameters hold the averages."""
+        was = self._swapped
+        self._swap_to(True)
+        try:
+            yield
+        finally:
+            self._swap_to(was)
+
+    def _swap_to(self, averages: bool) -> None:
+        """Let the parameters hold the averages and the buffers the raw weights, or the other way round."""
+        if self._swapped == averages:
+            return
+        with torch.no_grad():
+            for param, average in zip(self._params, self._averages, strict=True):
+                raw = param.clone()
+                param.copy_(average)
+                average.copy_(raw)
+        self._swapped = averages
 
     def state_dict(self) -> dict[str, Any]:
         return {"swapped": self._swapped, "seen_iters": self._seen_iters, "seen_epochs": self._seen_epochs}
@@ -130,3 +175,14 @@ class EMAHook(Hook):
         self._swapped = state["swapped"]
         self._seen_iters, self._seen_epochs = state["seen_iters"], state["seen_epochs"]
         self._resumed = True
+
+
+@contextmanager
+def averaged_weights(runner: Any) -> Iterator[None]:
+    """Within: every hook that keeps averages of the weights (has ``averaged_weights()``) has them in the model."""
+    with ExitStack() as stack:
+        for hook in runner._hooks:
+            enter = getattr(hook, "averaged_weights", None)
+            if enter is not None:
+                stack.enter_context(enter())
+        yield

@@ -16,6 +16,7 @@ from ..checkpoint import load_checkpoint, save_checkpoint, state
 from ..checkpoint.file import link_latest
 from ..checkpoint.ranks import own_entry
 from ..checkpoint.sources import load_for_resume, load_optimizer
+from ..hooks.ema import averaged_weights
 from ..hooks.hook import Hook
 
 Workflow = list[list[Any]]  # [mode, count] each
@@ -114,7 +115,9 @@ class ResumeMixin:
             epoch=self._epoch + 1, iter=self._iter
         )  # after runner.meta, which a resume has filled with old ones
         path = osp.join(out_dir, filename)
-        save_checkpoint(self.model, path, self.optimizer if save_optimizer else None, meta, resume=state.capture(self))
+        optimizer = self.optimizer if save_optimizer else None
+        with averaged_weights(self):
+            save_checkpoint(self.model, path, optimizer, meta, resume=state.capture(self))
         if create_symlink:
             link_latest(out_dir, filename)
         self.saved_iter = self.finished_iters

@@ -147,12 +147,14 @@ def test_load_from_loads_weights_only(small):
     def length(max_iters):
         return dict(type="IterBasedRunner", max_iters=max_iters)
 
-    first = train(small, "iter", work_dir="first", runner=length(5), optimizer=dict(type="SGD", lr=0.1))
+    train(small, "iter", work_dir="first", runner=length(5), optimizer=dict(type="SGD", lr=0.1))
     frozen = dict(type="SGD", lr=0.0)
     second = train(small, "iter", work_dir="second", load_from="first/latest.pth", runner=length(1), optimizer=frozen)
     assert second.iter == 1  # counters start over
-    for (name, p), q in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(p, q), name
+    saved = torch.load("first/latest.pth")["state_dict"]
+    for name, param in second.model.named_parameters():
+        # the model holds EMAHook's averages of one iteration without an update: one rounding
+        torch.testing.assert_close(param.detach(), saved[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_the_script_is_the_design():

@@ -9,15 +9,24 @@ import fastrunner
 
 GOLDEN = scenarios.golden("hook_info")
 
-# Decided differently, at the stage after_run: our CheckpointHook saves there when runner.stop() ended the run, and our
-# TextLoggerHook has nothing to upload there (it has no out_dir).
-LOGGER = f"(VERY_LOW    ) {'TextLoggerHook':<35}"
-CHECKPOINT = f"(NORMAL      ) {'CheckpointHook':<35}"
+# Decided differently: our CheckpointHook also acts at after_run (it saves there when runner.stop() ended the run), and
+# our EMAHook around val iterations and at the end of the iteration runner's loop.
+CHECKPOINT = f"(NORMAL      ) {'CheckpointHook':<35}\n"
+EMA = f"({45:<12}) {'EMAHook':<35}\n"
+FIRST = f"({33:<12}) {'Probeall':<35}\n"  # before both
 
 
 def as_decided(text):
-    before, stage, after_run = text.partition("after_run:\n")
-    return before + stage + after_run.replace(LOGGER, CHECKPOINT)
+    added = {}
+    if "EMAHook" in text:
+        added |= dict.fromkeys(("before_val_iter", "after_val_iter", "after_val_epoch"), EMA)
+    if "CheckpointHook" in text:
+        added["after_run"] = CHECKPOINT
+    for stage, line in added.items():
+        head, _, tail = text.partition(f"{stage}:\n")
+        ahead = FIRST if tail.startswith(FIRST) else ""
+        text = f"{head}{stage}:\n{ahead}{line}{tail.removeprefix(ahead)}"
+    return text
 
 
 @pytest.mark.parametrize("name", hook_info.CASES)
