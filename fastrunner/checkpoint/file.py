@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import PosixPath, PurePath
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,28 @@ import torch
 from torch import Tensor
 
 _PLAIN = frozenset((Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size))
+
+# What MMCV's meta holds beside plain types: scores that a metric left as numpy's, ranges in configs, paths. Made from
+# their parts, none of them can run code; arrays of objects are not among them. numpy 1 had another name for its module.
+_NUMPY: Any = getattr(np, "_core", None) or vars(np)["core"]
+_SAFE: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *[
+        (getattr(_NUMPY.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("_core", "core")
+    ],
+    *[type(np.dtype(code)) for code in "?bhilqBHILQefdgFDSUMm"],
+    complex,
+    frozenset,
+    range,
+    PosixPath,
+]
+
+_REFUSED = re.compile(
+    r"[Uu]nsupported (?:global: )?GLOBAL \S+|Can only (?:build|create|append|extend) .*"
+)  # torch's words
 
 
 def write(checkpoint: dict[str, Any], path: str) -> None:
@@ -49,26 +73,38 @@ def link_latest(out_dir: str, filename: str) -> None:
 
 
 def read(path: str, map_location: Any = None, *, trusted: bool = False) -> Any:
-    """Load a checkpoint file; by default only tensors and plain types, so that a file cannot run code.
+    """Load a checkpoint file; by default only tensors, plain types and numpy's, so that a file cannot run code.
 
     Args:
         trusted: allow any pickled object. Such a file can run code while it is read.
     Raises:
         FileNotFoundError: no such file.
-        RuntimeError: the file is damaged, or holds objects that need ``trusted=True``.
+        RuntimeError: the file is damaged, or holds objects that need ``trusted=True``, or code that is not installed.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not a checkpoint file")
     try:
-        return torch.load(path, map_location=map_location, weights_only=not trusted)
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(path, map_location=map_location, weights_only=not trusted)
     except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        if refused is None and not zipfile.is_zipfile(path):
+            raise _damaged(path, error) from error
+        what = refused[0] if refused else "an operation that is not allowed"
         raise RuntimeError(
-            f"{path} holds more than tensors and plain types ({str(error).splitlines()[0]}); "
+            f"{path} holds more than tensors and plain types ({what}); "
             "if you trust where it comes from, load it with trusted=True"
         ) from error
-    except (EOFError, RuntimeError, OSError) as error:
-        raise RuntimeError(f"{path} cannot be read ({error}): it is damaged, or not a checkpoint") from error
+    except (ImportError, AttributeError) as error:  # only with trusted: of a class that the file names
+        raise RuntimeError(f"{path} holds objects of code that is not there: {error}") from error
+    except (EOFError, KeyError, RuntimeError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str, error: Exception) -> RuntimeError:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return RuntimeError(f"{path} cannot be read ({said[0]}): it is damaged, or not a checkpoint")
 
 
 def plain(value: Any, where: str = "meta") -> Any:

@@ -9,7 +9,8 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ..dist import get_dist_info
 from ..log.setup import print_log
 from ..model.parallel import is_module_wrapper, unwrap
 from . import file
+from .schemes import CheckpointLoader
 
 Optimizers = Optimizer | dict[str, Optimizer]
 REVISE_KEYS = ((r"^module\.", ""),)
@@ -34,17 +36,33 @@ def weights_to_cpu(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]
     return on_cpu
 
 
-def get_state_dict(module: nn.Module) -> OrderedDict[str, Tensor]:
-    """``module.state_dict()`` without the ``module.`` of wrappers, at any depth."""
+def get_state_dict(
+    module: nn.Module, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+) -> OrderedDict[str, Tensor]:
+    """``module.state_dict()`` without the ``module.`` of wrappers, at any depth.
+
+    Args:
+        destination: a dict to which the state is added; by default a new one.
+        prefix: goes before all keys.
+        keep_vars: keep the Parameters rather than detached tensors.
+    """
     module = unwrap(module)
-    state: Any = module.state_dict()
+    state: Any = module.state_dict(keep_vars=keep_vars)
     for wrapper in _wrappers(module):
-        inner = f"{wrapper}.module."
-        renamed: Any = OrderedDict((k.replace(inner, f"{wrapper}.", 1) if k.startswith(inner) else k, v)
-                              for k, v in state.items())  # fmt: skip
-        renamed._metadata = getattr(state, "_metadata", OrderedDict())
-        state = renamed
-    return state  # type: ignore[no-any-return]
+        state = _renamed(state, partial(re.sub, f"^{re.escape(wrapper)}\\.module\\.", f"{wrapper}."))
+    if prefix:
+        state = _renamed(state, lambda key: prefix + key)
+    if destination is None:
+        return state  # type: ignore[no-any-return]
+    destination.update(state)
+    return destination  # type: ignore[return-value]
+
+
+def _renamed(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
+    """The state with other keys; ``_metadata`` (module versions) is kept."""
+    renamed: Any = OrderedDict((rename(key), value) for key, value in state.items())
+    renamed._metadata = getattr(state, "_metadata", OrderedDict())
+    return renamed  # type: ignore[no-any-return]
 
 
 def _wrappers(module: nn.Module) -> list[str]:
@@ -99,11 +117,13 @@ def load_state_dict(
 
 def revise(state_dict: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]]) -> OrderedDict[str, Any]:
     """The state with each ``(pattern, replacement)`` applied to all keys by ``re.sub``, in order."""
-    revised: Any = OrderedDict(state_dict)
-    for pattern, replacement in revise_keys:
-        revised = OrderedDict((re.sub(pattern, replacement, key), value) for key, value in revised.items())
-    revised._metadata = getattr(state_dict, "_metadata", OrderedDict())
-    return revised  # type: ignore[no-any-return]
+
+    def rename(key: str) -> str:
+        for pattern, replacement in revise_keys:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    return _renamed(state_dict, rename)
 
 
 def load_checkpoint(
@@ -119,16 +139,39 @@ def load_checkpoint(
     """Load the weights of a checkpoint file into ``model`` and return the file's content as it is.
 
     Args:
+        filename: a path or an address, see :mod:`fastrunner.checkpoint.schemes`.
         revise_keys: ``(regular expression, replacement)`` pairs for the keys.
         trusted: see :func:`fastrunner.checkpoint.file.read`.
     Raises:
         FileNotFoundError, RuntimeError: see :func:`fastrunner.checkpoint.file.read`, :func:`load_state_dict`.
     """
-    if get_dist_info()[0] == 0:
-        print_log(f"load checkpoint from local path: {filename}", logger)
-    checkpoint = file.read(filename, map_location, trusted=trusted)
+    checkpoint = CheckpointLoader.load_checkpoint(filename, map_location, logger, trusted=trusted)
     load_state_dict(model, revise(_weights(checkpoint, filename), revise_keys), strict, logger)
     return checkpoint  # type: ignore[no-any-return]
+
+
+def _load_checkpoint(
+    filename: str, map_location: Any = None, logger: logging.Logger | None = None, *, trusted: bool = False
+) -> Any:
+    """The content of a checkpoint file, from any scheme."""
+    return CheckpointLoader.load_checkpoint(filename, map_location, logger, trusted=trusted)
+
+
+def _load_checkpoint_with_prefix(
+    prefix: str, filename: str, map_location: Any = None, *, trusted: bool = False
+) -> OrderedDict[str, Any]:
+    """The weights of a checkpoint file whose keys begin with ``prefix`` and a dot, without these.
+
+    Raises:
+        KeyError: no key begins so.
+    """
+    weights = _weights(_load_checkpoint(filename, map_location, trusted=trusted), filename)
+    start = prefix if prefix.endswith(".") else f"{prefix}."
+    found = OrderedDict((key[len(start) :], value) for key, value in weights.items() if key.startswith(start))
+    if not found:
+        tops = sorted({key.partition(".")[0] for key in weights})
+        raise KeyError(f"{prefix} is not in {filename}: its keys begin with {tops}")
+    return found
 
 
 def _weights(checkpoint: Any, filename: str) -> Mapping[str, Any]:
@@ -142,6 +185,7 @@ def save_checkpoint(
     filename: str,
     optimizer: Optimizers | None = None,
     meta: dict[str, Any] | None = None,
+    file_client_args: dict[str, Any] | None = None,
     *,
     resume: dict[str, Any] | None = None,
 ) -> None:
@@ -151,7 +195,10 @@ def save_checkpoint(
 
     Raises:
         TypeError: ``meta`` is not a dict.
+        ValueError: ``file_client_args`` asks for more than a local file.
     """
+    if file_client_args is not None and file_client_args.get("backend") != "disk":
+        raise ValueError(f"checkpoints are written to local files, file_client_args={file_client_args} asks for more")
     if meta is not None and not isinstance(meta, dict):
         raise TypeError(f"meta must be a dict or None, got {type(meta).__name__}")
     from .. import __version__
@@ -180,8 +227,7 @@ def load_for_resume(
     Raises:
         KeyError: the file has no counters to resume from; the model is as it was.
     """
-    logger.info(f"load checkpoint from local path: {filename}")
-    content = file.read(filename, map_location, trusted=trusted)
+    content = CheckpointLoader.load_checkpoint(filename, map_location, logger, trusted=trusted)
     weights = revise(_weights(content, filename), REVISE_KEYS)
     if not {"epoch", "iter"} <= content.get("meta", {}).keys():
         raise KeyError(f"{filename} has no epoch and iter in its meta; load_checkpoint loads weights only")
@@ -210,4 +256,12 @@ def load_optimizer(optimizer: Optimizers | None, checkpoint: dict[str, Any]) -> 
         )
 
 
-__all__ = ["get_state_dict", "load_checkpoint", "load_state_dict", "save_checkpoint", "weights_to_cpu"]
+__all__ = [
+    "_load_checkpoint",
+    "_load_checkpoint_with_prefix",
+    "get_state_dict",
+    "load_checkpoint",
+    "load_state_dict",
+    "save_checkpoint",
+    "weights_to_cpu",
+]

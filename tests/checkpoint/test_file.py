@@ -83,3 +83,40 @@ def test_what_is_not_plain_is_kept_with_a_warning_that_names_it():
     value = pickle.Pickler
     with pytest.warns(UserWarning, match=r"meta\['hook_msgs'\]\['it'\] is a builtins\.type.*trusted=True"):
         assert file.plain({"hook_msgs": {"it": value}}) == {"hook_msgs": {"it": value}}
+
+
+def test_what_mmcvs_meta_holds_reads_safely():
+    meta = dict(score=np.float64(0.5), loss=np.float32(2), iou=np.arange(3.0), ok=np.bool_(True), names=np.array(["a"]))
+    meta |= dict(span=range(3), where=Path("x"), kinds=frozenset({1}), z=1j)
+    torch.save({"meta": meta}, "m.pth")
+    got = file.read("m.pth")["meta"]
+    assert str(got) == str(meta)  # arrays do not compare with ==
+    torch.save({"meta": np.array([Bomb()], dtype=object)}, "o.pth")
+    with pytest.raises(RuntimeError, match=r"o\.pth holds more than tensors"):
+        file.read("o.pth")
+
+
+def old_format(content: object) -> bytes:
+    """As torch wrote before 1.6, and MMCV with it."""
+    torch.save(content, "old.pth", _use_new_zipfile_serialization=False)
+    return Path("old.pth").read_bytes()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_files_of_old_torch(trusted):
+    content = {"w": torch.arange(1000.0)}
+    whole = old_format(content)
+    assert torch.equal(file.read("old.pth", trusted=trusted)["w"], content["w"])
+    for broken in (whole[:2000], whole[:100], bytes(1000), b"<html>404</html>"):
+        Path("broken.pth").write_bytes(broken)
+        with pytest.raises(RuntimeError, match=r"broken\.pth cannot be read \(.*\): it is damaged, or not"):
+            file.read("broken.pth", trusted=trusted)
+
+
+def test_objects_of_code_that_is_not_there(monkeypatch):
+    gone = type("Gone", (), dict(__module__=__name__))
+    monkeypatch.setitem(globals(), "Gone", gone)
+    torch.save({"it": gone()}, "gone.pth")
+    monkeypatch.delitem(globals(), "Gone")
+    with pytest.raises(RuntimeError, match=r"gone\.pth holds objects of code that is not there: .*Gone"):
+        file.read("gone.pth", trusted=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastrunner import get_state_dict, load_checkpoint, load_state_dict, save_checkpoint, weights_to_cpu
+from fastrunner.checkpoint.sources import _load_checkpoint_with_prefix
 from fastrunner.registry import MODULE_WRAPPERS
 
 
@@ -110,3 +111,26 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(RuntimeError, match=r"No state_dict found in checkpoint file .*list\.pth"):
         load_checkpoint(nn.Linear(1, 1), str(tmp_path / "list.pth"))
+
+
+def test_a_prefix_ends_at_a_dot(tmp_path):
+    model = nn.ModuleDict(dict(conv2d=nn.Conv2d(1, 1, 1), conv2d_2=nn.Conv2d(1, 1, 2)))
+    save_checkpoint(model, str(tmp_path / "p.pth"))
+    part = _load_checkpoint_with_prefix("conv2d", str(tmp_path / "p.pth"))
+    assert {key: tuple(value.shape) for key, value in part.items()} == dict(weight=(1, 1, 1, 1), bias=(1,))
+    with pytest.raises(KeyError, match=r"conv is not in .*its keys begin with \['conv2d', 'conv2d_2'\]"):
+        _load_checkpoint_with_prefix("conv", str(tmp_path / "p.pth"))
+
+
+def test_the_state_of_a_part_into_a_dict():
+    into = {"other": torch.ones(1)}
+    state = get_state_dict(nn.Linear(1, 1), into, prefix="head.", keep_vars=True)
+    assert state is into
+    assert sorted(state) == ["head.bias", "head.weight", "other"]
+    assert isinstance(state["head.weight"], nn.Parameter)
+
+
+def test_only_local_files_are_written(tmp_path):
+    save_checkpoint(nn.Linear(1, 1), str(tmp_path / "a.pth"), file_client_args=dict(backend="disk"))
+    with pytest.raises(ValueError, match="petrel"):
+        save_checkpoint(nn.Linear(1, 1), "s3://a.pth", file_client_args=dict(backend="petrel"))
