@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,13 +74,30 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     try:
         return target(**args)
     except Exception as error:
-        _raise_named(error, target.__name__)
+        _raise_named(error, target.__name__, _nearest_argument(error, target, args))
 
 
-def _raise_named(error: Exception, name: str) -> NoReturn:
-    """Raise ``error`` again as the same type with ``name`` in front of its message."""
+def _nearest_argument(error: Exception, target: Callable[..., Any], args: dict[str, Any]) -> str:
+    """The end of a message about arguments that ``target`` misses or does not know: what may have been meant."""
+    if not isinstance(error, TypeError) or not re.search(r"(unexpected keyword|required \S+) argument", str(error)):
+        return ""
+    known: dict[str, None] = {}
+    for each in target.__mro__ if inspect.isclass(target) else [target]:  # a class may hand its **kwargs on
+        function = vars(each).get("__init__") if inspect.isclass(each) else each
+        if inspect.isfunction(function):
+            known.update(dict.fromkeys(list(inspect.signature(function).parameters)))
+    names = [name for name in known if name not in ("self", "args", "kwargs")]
+    unknown = [name for name in args if name not in names]
+    for name in unknown:
+        if close := difflib.get_close_matches(name, names, n=1):
+            return f"; did you mean {close[0]} instead of {name}?"
+    return f"; it knows {', '.join(names)}" if unknown and names else ""
+
+
+def _raise_named(error: Exception, name: str, more: str = "") -> NoReturn:
+    """Raise ``error`` again as the same type with ``name`` in front of its message, and ``more`` behind it."""
     try:
-        named = type(error)(f"{name}: {error}")
+        named = type(error)(f"{name}: {error}{more}")
     except Exception:  # the type wants other arguments (UnicodeDecodeError, many users' own)
         named = None
     if type(named) is type(error):

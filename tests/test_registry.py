@@ -377,3 +377,43 @@ def test_every_registry_of_the_package_is_here():
     kinds = {k for k in registry_module.__all__ if k.isupper()}
     assert kinds == {k for k, v in vars(registry_module).items() if isinstance(v, Registry)}
     assert {getattr(registry_module, k).scope for k in kinds} == {"fastrunner"}
+
+
+# ---------------------------------------------------------------- arguments that nobody knows
+
+
+class _Base:
+    def __init__(self, interval=1, by_epoch=True):
+        pass
+
+
+class _Derived(_Base):
+    def __init__(self, momentum, **kwargs):
+        super().__init__(**kwargs)
+
+
+def _function(momentum):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cfg", "says"),
+    [
+        (dict(type=_Derived, momentum=1, intervall=3), r"_Derived: .*; did you mean interval instead of intervall\?$"),
+        (dict(type=_Derived, momentun=1), r"missing .*; did you mean momentum instead of momentun\?$"),
+        (dict(type=_Derived, momentum=1, zzz=3), "'zzz'.*; it knows momentum, interval, by_epoch$"),
+        (dict(type=_function, momentu=1), r"_function: .*; did you mean momentum instead of momentu\?$"),
+        (dict(type=_function), "missing 1 required positional argument: 'momentum'$"),
+    ],
+)
+def test_an_unknown_argument_suggests_the_nearest(cfg, says):
+    with pytest.raises(TypeError, match=says):
+        build_from_cfg(cfg, Registry("thing"))
+
+
+def test_a_type_error_about_something_else_stays_as_it_is():
+    def inner(**kwargs):
+        raise TypeError("no number")
+
+    with pytest.raises(TypeError, match=r"^inner: no number$"):
+        build_from_cfg(dict(type=inner, x=1), Registry("thing"))
