@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .build import DefaultOptimizerConstructor, build_optimizer
+from .build import DefaultOptimizerConstructor, build_optimizer, build_optimizer_constructor
 from .ema_term import EmaTerm
 from .fused import FusedSGD
 
-__all__ = ["DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer"]
+__all__ = ["DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer", "build_optimizer_constructor"]

@@ -62,7 +62,7 @@ class DefaultOptimizerConstructor:
         if not isinstance(self.paramwise_cfg, dict):
             raise TypeError(f"paramwise_cfg should be a dict or None, got {type(self.paramwise_cfg).__name__}")
         unknown = self.paramwise_cfg.keys() - _KEYS
-        if unknown:
+        if unknown and type(self) is DefaultOptimizerConstructor:  # a subclass may have keys of its own
             raise KeyError(f"unknown keys in paramwise_cfg: {sorted(unknown)}; known: {sorted(_KEYS)}")
         custom_keys = self.paramwise_cfg.get("custom_keys", {})
         if not isinstance(custom_keys, dict):
@@ -77,7 +77,7 @@ class DefaultOptimizerConstructor:
             raise ValueError(f"{', '.join(lrs)} multiply lr, but the optimizer's config has none")
 
     def __call__(self, model: nn.Module) -> Any:
-        model = unwrap(model)
+        model = _inside(model)
         params: Any = model.parameters()
         if self.paramwise_cfg:
             params = []
@@ -93,20 +93,18 @@ class DefaultOptimizerConstructor:
             prefix: path of ``module`` in the model.
             is_dcn_module: whether ``module`` is inside a deformable convolution.
         """
-        seen = {id(p) for group in params for p in group["params"]}
         for name, param in module.named_parameters(recurse=False):
             group: dict[str, Any] = {"params": [param]}
             if not param.requires_grad:
                 params.append(group)
                 continue
-            if self.paramwise_cfg.get("bypass_duplicate", False) and id(param) in seen:
+            if self.paramwise_cfg.get("bypass_duplicate", False) and self._is_in(group, params):
                 warnings.warn(
                     f"{prefix} is duplicate. It is skipped since "
                     f"bypass_duplicate={self.paramwise_cfg['bypass_duplicate']}",
                     stacklevel=2,
                 )
                 continue
-            seen.add(id(param))
             custom = self._custom_factors(f"{prefix}.{name}")
             lr_mult, decay_mult = custom or self._factors(module, prefix, name, bool(is_dcn_module))
             if self.base_lr is not None:
@@ -114,9 +112,14 @@ class DefaultOptimizerConstructor:
             if self.base_wd is not None:
                 group["weight_decay"] = self.base_wd * decay_mult
             params.append(group)
-        is_dcn_module = type(module).__name__ in _DCN
+        is_dcn_module = any(kind.__name__ in _DCN for kind in type(module).__mro__)
         for name, child in module.named_children():
             self.add_params(params, child, f"{prefix}.{name}" if prefix else name, is_dcn_module)
+
+    def _is_in(self, param_group: dict[str, Any], param_group_list: list[dict[str, Any]]) -> bool:
+        """Whether a parameter of the group is in one of the others."""
+        taken = {id(param) for group in param_group_list for param in group["params"]}
+        return any(id(param) in taken for param in param_group["params"])
 
     def _custom_factors(self, path: str) -> tuple[float, float] | None:
         custom_keys = self.paramwise_cfg.get("custom_keys", {})
@@ -140,3 +143,11 @@ class DefaultOptimizerConstructor:
         elif name == "bias" and not in_dcn:
             decay_mult = cfg.get("bias_decay_mult", 1.0)
         return lr_mult, decay_mult
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The module inside all wrappers, registered or not: one that holds only ``module`` is a wrapper."""
+    model = unwrap(model)
+    while [name for name, _ in model.named_children()] == ["module"] and not any(True for _ in model.parameters(False)):
+        model = unwrap(model.module)
+    return model

@@ -119,3 +119,59 @@ def test_the_config_is_not_changed():
 def test_bad_input(cfg, error, says):
     with pytest.raises(error, match=says):
         build_optimizer(Model(), cfg)
+
+
+def test_a_subclass_may_have_keys_of_its_own():
+    @OPTIMIZER_BUILDERS.register_module(force=True)
+    class LayerDecay(DefaultOptimizerConstructor):
+        def add_params(self, params, module, prefix="", is_dcn_module=None):
+            for name, param in module.named_parameters():
+                lr = self.base_lr * self.paramwise_cfg["decay_rate"] ** name.count(".")
+                params.append(dict(params=[param], lr=lr))
+
+    got, _ = groups_of({**BASE, "constructor": "LayerDecay", "paramwise_cfg": dict(decay_rate=0.5)})
+    assert got["param1"] == (0.01, 0.1)
+    assert got["sub.0.bias"] == (0.01 * 0.25, 0.1)
+
+
+class ModulatedDeformConv2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.ones(1))
+
+
+class ModulatedDeformConv2dPack(ModulatedDeformConv2d):  # mmcv.ops' own subclass has the offsets
+    def __init__(self):
+        super().__init__()
+        self.conv_offset = nn.Conv2d(1, 1, 1)
+
+
+def test_offset_convolutions_of_deformable_ones():
+    model = nn.ModuleDict(dict(dcn=ModulatedDeformConv2dPack(), conv_offset=nn.Conv2d(2, 2, 1)))
+    mults = dict(dcn_offset_lr_mult=0.1, bias_lr_mult=2, bias_decay_mult=0)
+    got, _ = groups_of({**BASE, "paramwise_cfg": mults}, model)
+    assert got == {
+        "dcn.weight": (0.01, 0.1),
+        "dcn.bias": (0.02, 0.0),  # its parent is no deformable convolution
+        "dcn.conv_offset.weight": (0.01 * 0.1, 0.1),
+        "dcn.conv_offset.bias": (0.01 * 0.1, 0.1),
+        "conv_offset.weight": (0.01, 0.1),
+        "conv_offset.bias": (0.02, 0.0),
+    }
+
+
+def test_a_wrapper_that_nobody_registered():
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    optimizer = build_optimizer(
+        Wrapper(Wrapper(Model())), {**BASE, "paramwise_cfg": dict(custom_keys={".param1": dict(lr_mult=2)})}
+    )
+    assert optimizer.param_groups[0]["lr"] == 0.02  # ".param1" at the top level of the model inside
+
+    model = Wrapper(nn.Linear(1, 1))
+    model.head = nn.Linear(1, 1)  # a model with a part called module: all of it counts
+    assert len(build_optimizer(model, {**BASE, "paramwise_cfg": dict(bias_lr_mult=2)}).param_groups) == 4
