@@ -12,10 +12,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "checkpoint": ("get_state_dict", "load_checkpoint", "load_state_dict", "save_checkpoint", "weights_to_cpu"),
+    "checkpoint": (
+        "CheckpointLoader",
+        "get_state_dict",
+        "load_checkpoint",
+        "load_state_dict",
+        "save_checkpoint",
+        "weights_to_cpu",
+    ),
     "config": ("Config", "ConfigDict", "DictAction"),
-    "data": ("Digits", "IterLoader", "Photos", "build_dataloader"),
-    "dist": ("allreduce_grads", "allreduce_params", "get_dist_info", "master_only"),
+    "data": ("DataContainer", "Digits", "IterLoader", "Photos", "build_dataloader", "collate", "scatter"),
+    "dist": ("allreduce_grads", "allreduce_params", "get_dist_info", "init_dist", "master_only"),
+    "environment": ("collect_env", "set_random_seed"),
     "hooks": (
         "CheckpointHook",
         "ClosureHook",
@@ -53,12 +61,27 @@ _MODULES = {
         "get_priority",
     ),
     "log": ("LogBuffer", "get_logger", "print_log"),
-    "model": ("is_module_wrapper", "supervised"),
-    "optim": ("DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer"),
+    "model": (
+        "BaseModule",
+        "LossScaler",
+        "MMDataParallel",
+        "MMDistributedDataParallel",
+        "ModuleDict",
+        "ModuleList",
+        "Sequential",
+        "auto_fp16",
+        "force_fp32",
+        "initialize",
+        "is_module_wrapper",
+        "supervised",
+        "wrap_fp16_model",
+    ),
+    "optim": ("DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer", "build_optimizer_constructor"),
     "plan.dispatch": ("HookError",),
     "registry": (
         "DATASETS",
         "HOOKS",
+        "INITIALIZERS",
         "MODELS",
         "MODULE_WRAPPERS",
         "OPTIMIZERS",
@@ -76,6 +99,8 @@ _MODULES = {
         "Runner",
         "build_runner",
     ),
+    "runner.utils": ("get_host_info", "get_time_str"),
+    "utils": ("obj_from_dict",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,4 +1,7 @@
 from .checkpoint import (
+    CheckpointLoader as CheckpointLoader,
+)
+from .checkpoint import (
     get_state_dict as get_state_dict,
 )
 from .checkpoint import (
@@ -23,6 +26,9 @@ from .config import (
     DictAction as DictAction,
 )
 from .data import (
+    DataContainer as DataContainer,
+)
+from .data import (
     Digits as Digits,
 )
 from .data import (
@@ -34,6 +40,12 @@ from .data import (
 from .data import (
     build_dataloader as build_dataloader,
 )
+from .data import (
+    collate as collate,
+)
+from .data import (
+    scatter as scatter,
+)
 from .dist import (
     allreduce_grads as allreduce_grads,
 )
@@ -44,7 +56,16 @@ from .dist import (
     get_dist_info as get_dist_info,
 )
 from .dist import (
+    init_dist as init_dist,
+)
+from .dist import (
     master_only as master_only,
+)
+from .environment import (
+    collect_env as collect_env,
+)
+from .environment import (
+    set_random_seed as set_random_seed,
 )
 from .hooks import (
     CheckpointHook as CheckpointHook,
@@ -158,10 +179,43 @@ from .log import (
     print_log as print_log,
 )
 from .model import (
+    BaseModule as BaseModule,
+)
+from .model import (
+    LossScaler as LossScaler,
+)
+from .model import (
+    MMDataParallel as MMDataParallel,
+)
+from .model import (
+    MMDistributedDataParallel as MMDistributedDataParallel,
+)
+from .model import (
+    ModuleDict as ModuleDict,
+)
+from .model import (
+    ModuleList as ModuleList,
+)
+from .model import (
+    Sequential as Sequential,
+)
+from .model import (
+    auto_fp16 as auto_fp16,
+)
+from .model import (
+    force_fp32 as force_fp32,
+)
+from .model import (
+    initialize as initialize,
+)
+from .model import (
     is_module_wrapper as is_module_wrapper,
 )
 from .model import (
     supervised as supervised,
+)
+from .model import (
+    wrap_fp16_model as wrap_fp16_model,
 )
 from .optim import (
     DefaultOptimizerConstructor as DefaultOptimizerConstructor,
@@ -175,12 +229,20 @@ from .optim import (
 from .optim import (
     build_optimizer as build_optimizer,
 )
-from .plan.dispatch import HookError as HookError
+from .optim import (
+    build_optimizer_constructor as build_optimizer_constructor,
+)
+from .plan.dispatch import (
+    HookError as HookError,
+)
 from .registry import (
     DATASETS as DATASETS,
 )
 from .registry import (
     HOOKS as HOOKS,
+)
+from .registry import (
+    INITIALIZERS as INITIALIZERS,
 )
 from .registry import (
     MODELS as MODELS,
@@ -223,6 +285,15 @@ from .runner import (
 )
 from .runner import (
     build_runner as build_runner,
+)
+from .runner.utils import (
+    get_host_info as get_host_info,
+)
+from .runner.utils import (
+    get_time_str as get_time_str,
+)
+from .utils import (
+    obj_from_dict as obj_from_dict,
 )
 
 __version__: str

@@ -7,7 +7,7 @@ import logging
 from ..dist import get_dist_info
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
-_initialized: set[str] = set()
+logger_initialized: dict[str, bool] = {}  # names that were set up, in that order; MMCV's name for it
 
 
 def get_logger(
@@ -23,7 +23,7 @@ def get_logger(
         file_mode: mode that ``log_file`` is opened with.
     """
     logger = logging.getLogger(name)
-    if any(name == known or name.startswith(known + ".") for known in _initialized):
+    if any(name == known or name.startswith(known + ".") for known in logger_initialized):
         return logger
 
     # A console handler on the root logger (absl and others put one there) would print every line a second time.
@@ -40,7 +40,7 @@ def get_logger(
         handler.setLevel(log_level)
         logger.addHandler(handler)
     logger.setLevel(log_level if rank == 0 else logging.ERROR)
-    _initialized.add(name)
+    logger_initialized[name] = True
     return logger
 
 

@@ -12,10 +12,16 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from . import checkpoints, events, hook_info, logs, policies, values
+from . import checkpoints, events, hook_info, library, logs, policies, values
 
 SCENARIOS: dict[str, ModuleType] = dict(
-    events=events, values=values, logs=logs, checkpoints=checkpoints, hook_info=hook_info, policies=policies
+    events=events,
+    values=values,
+    logs=logs,
+    checkpoints=checkpoints,
+    hook_info=hook_info,
+    policies=policies,
+    library=library,
 )
 _FOLDER = pathlib.Path(__file__).parent
 
