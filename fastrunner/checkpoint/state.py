@@ -1,7 +1,7 @@
 """What a resume needs beyond weights, optimizer and meta: the ``resume`` entry of a checkpoint.
 
     resume = {version, counters: {epoch, iter}, workflow: {entries, flow, done},
-              loaders: [{epoch, position, seed}, ...], rng: {python, numpy, torch[, cuda]}, hooks: {class: state}}
+              loaders: [{epoch, position, ...}, ...], rng: {python, numpy, torch[, cuda]}, hooks: {class: state}}
 
 Counters count what is finished. MMCV's ``meta["iter"]`` is written while an iteration ends and before it is counted,
 so there it may be one behind; these are not.
@@ -9,11 +9,11 @@ so there it may be one behind; these are not.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+
+from ..data import rng
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -69,18 +69,7 @@ def stateful_hooks(runner: BaseRunner) -> dict[str, Any]:
 
 def rng_state() -> dict[str, Any]:
     """States of Python's, numpy's and torch's generators, as tensors and plain types."""
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    state: dict[str, Any] = {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-            "pos": int(numpy_state["state"]["pos"]),
-            "has_gauss": int(numpy_state["has_gauss"]),
-            "gauss": float(numpy_state["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-    }
+    state = rng.plain(rng.capture())
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()  # of the current device; other ranks have their own
     return state
@@ -88,16 +77,6 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """The inverse of :func:`rng_state`. A CUDA state is left out where there is no GPU."""
-    python, numpy_state = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    np.random.set_state(
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": numpy_state["key"].cpu().numpy().astype(np.uint32), "pos": numpy_state["pos"]},
-            "has_gauss": numpy_state["has_gauss"],
-            "gauss": numpy_state["gauss"],
-        }
-    )
-    torch.set_rng_state(state["torch"].cpu())
+    rng.put_back(rng.from_plain(state))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

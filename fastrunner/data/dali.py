@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from .order import epoch_indices
+from .rng import uniforms
 
 SCALE = (0.35, 1.0)  # area of a random crop, as a share of the image's
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop, in units of the image's own
@@ -41,36 +42,6 @@ class ImageFiles(Protocol):
     @property
     def labels(self) -> Tensor: ...
     def __len__(self) -> int: ...
-
-
-def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """``count`` numbers in [0, 1) for each sample, which depend on (seed, epoch, index) and nothing else.
-
-    A counter-based generator: the finaliser of SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2714064.2660195)
-    over a counter, keyed by the three.
-
-    Returns:
-        float64, (len(indices), count).
-    """
-    key = np.zeros(1, dtype=np.uint64)
-    for part in (seed, epoch):
-        key = _mix(key + np.uint64(part % 2**64))
-    streams = _mix(key ^ _mix(indices.astype(np.uint64)))
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    bits = _mix(streams[:, None] + steps) >> np.uint64(11)
-    result: NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
-    return result
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's step
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + _GOLDEN  # without it 0 stays 0
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def crop_and_mirror(

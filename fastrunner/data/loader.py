@@ -1,73 +1,197 @@
-"""Sources of batches for the runners: the endless ``IterLoader``, starting an epoch anywhere, ``build_dataloader``.
+"""Sources of batches: what every backend implements, the endless ``IterLoader``, ``build_dataloader``.
 
-A source is any iterable with a length. Ours can also ``seek(epoch, position)``; others are walked to a position.
+A source is any iterable with a length. :func:`as_loader` gives each of them the same face:
+
+    len(loader)                batches a whole epoch on this rank
+    start(epoch, position)     an iterator over the batches of ``epoch`` from number ``position`` on
+    iter(loader)               the next epoch, or from where ``seek`` has pointed to
+    epoch, position            of the batch that comes next; after an epoch's last batch: (epoch, len(loader))
+    seek(epoch, position=0)    where the next ``iter()`` starts; nothing that is skipped is made
+    set_epoch(epoch)           as of torch's samplers
+    state_dict()               plain types, O(1): what ``load_state_dict`` needs to go on there, on any number of ranks
+    state_at(epoch, position)  the same for another place: a runner counts what is used, not what was handed over
+    close()                    threads, processes and slots are gone; iterating again brings new ones
+    prefetch_over_epoch_end    whether the next epoch's batches may be made while this one is used. A runner sets it
+                               where no hook can touch the data between epochs; False at first
+
+Ours are :class:`EpochLoader` s; any other source is wrapped (``foreign.ForeignLoader``). The endless form is the epoch
+form over and over: :class:`IterLoader` calls ``start`` for each epoch.
+
+Batches are as users make them: dicts, tuples, DataContainers. Tensors are handed over in the memory that they were
+made in; everything else goes by reference. A batch is yours as long as you keep it.
+
+To write a backend, derive from :class:`EpochLoader`, give it an ``order`` (a ``BatchOrder``), and write
+
+    _start(epoch, position)    be ready to give that batch; what was made ahead and does not begin there is dropped
+    _next()                    the next batch, waiting for it where it must; never asked for more than the epoch has
+    _stop()                    end threads and processes, free memory; called twice it does nothing
+
+An exception from ``_start`` or ``_next`` closes the loader and goes on to the caller.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..dist import get_dist_info
 from ..registry import DATASETS, build_from_cfg
-from .order import EpochSampler
-from .torch_loader import TorchLoader
+from .foreign import ForeignLoader, set_epoch
+from .order import BatchOrder
 
 _logger = logging.getLogger("fastrunner")
 
 
-def start_epoch(source: Any, epoch: int, position: int = 0) -> Iterator[Any]:
-    """An iterator over ``epoch`` of ``source`` from batch ``position`` on.
+class TakenOver(RuntimeError):
+    """An iterator was asked for a batch after its loader had been started elsewhere."""
 
-    A source with ``seek`` goes there at once. Of any other the batches before ``position`` are made and dropped; the
-    log says how long it took. Starting in the middle leaves torch's generator as it was: the draw that a DataLoader
-    makes when it starts belongs to the epoch's beginning, and is in the generator's state already.
+
+class EpochLoader(ABC):
+    """Base of the loaders made by fastrunner; see the top of this file. One iterator is valid at a time.
+
+    Attributes:
+        order: which samples make which batch.
+        epoch, position: of the batch that comes next.
+    """
+
+    order: BatchOrder
+    prefetch_over_epoch_end: bool = False
+    epoch: int = 0
+    position: int = 0
+    _fresh: bool = True  # nothing was taken since the last seek: the next iter() starts here, not at the next epoch
+    _token: object = None  # of the iterator that is valid
+
+    @abstractmethod
+    def _start(self, epoch: int, position: int) -> None: ...
+
+    @abstractmethod
+    def _next(self) -> Any: ...
+
+    def _stop(self) -> None:  # noqa: B027  # most backends have something to end, not all
+        pass
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def seed(self) -> int:
+        """Seed of order and augmentation. Setting another one drops what was made ahead."""
+        return self.order.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        if seed != self.order.seed:
+            self.close()
+            self.order.seed = seed
+
+    def seek(self, epoch: int, position: int = 0) -> None:
+        """Let the next ``iter()`` start at batch ``position`` of ``epoch``: O(1), and nothing skipped is made.
+
+        Raises:
+            ValueError: no such batch. ``position == len(self)`` is the end of the epoch.
+        """
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(f"no batch {position} in epoch {epoch}: an epoch has {len(self)} batches")
+        self.epoch, self.position = epoch, position
+        self._fresh, self._token = True, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """As of torch's samplers. A loader that is in that epoch already stays where it is."""
+        if epoch != self.epoch:
+            self.seek(epoch)
+
+    def start(self, epoch: int, position: int = 0) -> Iterator[Any]:
+        """The batches of ``epoch`` from ``position`` on; none at its end."""
+        self.seek(epoch, position)
+        return iter(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._fresh:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._fresh = False
+        self._token = token = object()
+        return self._batches(token)
+
+    def _batches(self, token: object) -> Iterator[Any]:
+        count = self.order.num_batches(self.epoch)
+        try:
+            if self.position < count and self._token is token:
+                self._start(self.epoch, self.position)
+            while True:
+                if self._token is not token:
+                    raise TakenOver(
+                        f"this iterator of a {type(self).__name__} is no longer valid: iter(), seek() or close() was "
+                        "called after it; two loops over the same data need a loader each"
+                    )
+                if self.position >= count:
+                    return
+                batch = self._next()
+                self.position += 1
+                yield batch
+                del batch  # whoever took it may be done with it, and its memory can be used again
+        except TakenOver:
+            raise
+        except Exception:
+            self.close()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state_at(self.epoch, self.position)
+
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to continue with batch ``position`` of ``epoch``."""
+        return {
+            "epoch": epoch,
+            "position": position,
+            "samples": self.order.samples_before(epoch, position),
+            "num_samples": self.order.num_samples,
+            "seed": int(self.seed),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken, also where batch_size or the number of ranks has changed.
+
+        Data of another size has another order: then the epoch goes on with the same share of it, and the log says so.
+        """
+        self.seed = state.get("seed", self.seed)
+        epoch, position = state["epoch"], state["position"]
+        samples = state.get("samples", position * self.order.stride)
+        if state.get("num_samples", self.order.num_samples) != self.order.num_samples:
+            _logger.warning(
+                f"the data had {state['num_samples']} samples when this was saved, and has {self.order.num_samples} "
+                "now: the order of samples is another one"
+            )
+        if position:
+            position = min(self.order.go_on(epoch, samples), len(self))
+        self.seek(epoch, position)
+
+    def close(self) -> None:
+        """End threads and processes, free the memory. Iterating again brings new ones."""
+        self._token = None
+        self._stop()
+
+
+def as_loader(source: Any) -> Any:
+    """``source`` with the interface at the top of this file: itself where it has it, else wrapped.
 
     Raises:
-        ValueError: the source ends before ``position``.
+        TypeError: it has no length, or cannot be iterated.
+        ValueError: it is empty.
     """
-    seek = getattr(source, "seek", None)
-    if seek is not None:
-        seek(epoch, position)
-    generator_state = torch.get_rng_state()
-    batches: Iterator[Any] = iter(source)
-    if position == 0:
-        return batches
-    if seek is None:
-        _skip(batches, epoch, position)
-    torch.set_rng_state(generator_state)
+    if isinstance(source, (EpochLoader, ForeignLoader)):
+        return source
+    check_source(source)
+    return ForeignLoader(source)
+
+
+def start_epoch(source: Any, epoch: int, position: int = 0) -> Iterator[Any]:
+    """An iterator over ``epoch`` of any ``source`` from batch ``position`` on; see :func:`as_loader`."""
+    batches: Iterator[Any] = as_loader(source).start(epoch, position)
     return batches
-
-
-def _skip(batches: Iterator[Any], epoch: int, position: int) -> None:
-    begin = time.perf_counter()
-    for skipped in range(position):
-        try:
-            next(batches)
-        except StopIteration:
-            raise ValueError(
-                f"cannot resume at batch {position} of epoch {epoch}: the loader gave only {skipped} batches; "
-                "resume with the data it was saved with"
-            ) from None
-    _logger.info(
-        f"skipped {position} batches in {time.perf_counter() - begin:.1f} s to resume; a loader from build_dataloader "
-        "would seek"
-    )
-
-
-def set_epoch(source: Any, epoch: int) -> None:
-    """Tell a foreign source's sampler, or its batch sampler's, which epoch it is; nothing where it cannot be told."""
-    samplers = (getattr(source, "sampler", None), getattr(getattr(source, "batch_sampler", None), "sampler", None))
-    for sampler in samplers:
-        tell = getattr(sampler, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
-            return
 
 
 class IterLoader:
@@ -84,7 +208,7 @@ class IterLoader:
     """
 
     def __init__(self, dataloader: Any) -> None:
-        check_source(dataloader)
+        self._loader = as_loader(dataloader)
         self._dataloader = dataloader
         self._batches: Iterator[Any] | None = None
         self._epoch = 0
@@ -99,48 +223,79 @@ class IterLoader:
         """The source itself."""
         return self._dataloader
 
-    def seek(self, epoch: int, position: int) -> None:
+    @property
+    def prefetch_over_epoch_end(self) -> bool:
+        return bool(self._loader.prefetch_over_epoch_end)
+
+    @prefetch_over_epoch_end.setter
+    def prefetch_over_epoch_end(self, allowed: bool) -> None:
+        self._loader.prefetch_over_epoch_end = allowed
+
+    def seek(self, epoch: int, position: int = 0) -> None:
         """Let the next batch be number ``position`` of ``epoch``."""
         self._epoch, self.position = epoch, position
         self._batches = None
 
+    def set_epoch(self, epoch: int) -> None:
+        """As of torch's samplers. In that epoch already it stays where it is."""
+        if epoch != self._epoch:
+            self.seek(epoch)
+
     def __next__(self) -> Any:
         if self._batches is None:
-            if self._epoch:
-                set_epoch(self._dataloader, self._epoch)
-            self._batches = start_epoch(self._dataloader, self._epoch, self.position)
+            self._open()
         try:
-            batch = next(self._batches)
+            batch = next(self._batches)  # type: ignore[arg-type]
         except StopIteration:
             batch = self._wrap()
+        except TakenOver:  # another IterLoader has the same source: both get their own batches, none ahead of time
+            self._batches = None
+            return next(self)
         self.position += 1
         return batch
+
+    def _open(self) -> None:
+        if self._epoch:
+            set_epoch(self._dataloader, self._epoch)
+        self._batches = self._loader.start(self._epoch, self.position)
 
     def _wrap(self) -> Any:
         """Start the next epoch and take its first batch."""
         self._epoch += 1
         self.position = 0
         set_epoch(self._dataloader, self._epoch)
-        self._batches = start_epoch(self._dataloader, self._epoch)
+        self._batches = self._loader.start(self._epoch)
         for batch in self._batches:
             return batch
         raise ValueError(f"the data loader gives no batch in epoch {self._epoch}, though its length is {len(self)}")
 
-    def pause(self) -> None:
-        """Let go of the iterator, and with it of its worker processes; the next batch starts it again where it was."""
+    def state_dict(self, unused: int = 0) -> dict[str, Any]:
+        """Where the data is.
+
+        Args:
+            unused: 1 where the batch that was taken last does not count: its iteration is not finished.
+        """
+        return self.state_at(self._epoch, self.position - unused)
+
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        state: dict[str, Any] = self._loader.state_at(epoch, position)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self._loader.load_state_dict(state)
+        self.seek(self._loader.epoch, self._loader.position)
+
+    def close(self) -> None:
+        """Let go of the iterator, and of the threads and processes behind it; the next batch starts it again there."""
         self._batches = None
+        self._loader.close()
 
     def __iter__(self) -> IterLoader:
         return self
 
     def __len__(self) -> int:
         return len(self._dataloader)
-
-
-def seed_of(source: Any) -> dict[str, int]:
-    """``{"seed": ...}`` of a source whose order follows from one, else ``{}``."""
-    seed = getattr(source, "seed", None)
-    return {"seed": int(seed)} if isinstance(seed, (int, np.integer)) else {}
 
 
 def check_source(source: Any, name: str = "the data loader") -> None:
@@ -170,11 +325,11 @@ def build_dataloader(
         workers_per_gpu: worker processes or threads for each GPU.
         dist: give each rank its share; None: where a process group is up.
         seed: of the order; None takes torch's initial seed, so ``torch.manual_seed`` decides. Rank 0's counts.
-        **kwargs: for the DataLoader, e.g. ``pin_memory``, ``collate_fn``, ``persistent_workers``.
+        **kwargs: for the loader: see :class:`~fastrunner.data.torch_loader.TorchLoader`.
     Returns:
-        An iterable with a length, ``seek(epoch, position)`` and ``batch_size``.
+        An :class:`EpochLoader` with ``dataset`` and ``batch_size``.
     Raises:
-        TypeError, ValueError: counts that are not ints, or not positive.
+        TypeError, ValueError: counts that are not ints, or not positive; an empty data set.
     """
     for name, count, least in (
         ("samples_per_gpu", samples_per_gpu, 1),
@@ -190,26 +345,22 @@ def build_dataloader(
     rank, world_size = get_dist_info() if dist is not False else (0, 1)
     if world_size > 1:
         num_gpus = 1  # one process a GPU
-    seed = _shared_seed(world_size) if seed is None else int(seed)
-    batch_size, num_workers = num_gpus * samples_per_gpu, num_gpus * workers_per_gpu
-
     make_loader = getattr(dataset, "make_loader", None)
-    if make_loader is not None:
-        return make_loader(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            shuffle=shuffle,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            **kwargs,
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"data set {type(dataset).__name__} has no samples")
-    sampler = EpochSampler(len(dataset), seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
-    return TorchLoader(
-        dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers, drop_last=drop_last, **kwargs
+    if make_loader is None:
+        from .torch_loader import TorchLoader
+
+        def make_loader(**options: Any) -> Any:
+            return TorchLoader(dataset, **options)
+
+    return make_loader(
+        batch_size=num_gpus * samples_per_gpu,
+        num_workers=num_gpus * workers_per_gpu,
+        shuffle=shuffle,
+        seed=_shared_seed(world_size) if seed is None else int(seed),
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        **kwargs,
     )
 
 

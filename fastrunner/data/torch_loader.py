@@ -1,45 +1,186 @@
-"""A torch DataLoader that can start at any batch of any epoch."""
+"""A torch DataLoader that can start at any batch of any epoch, with the same samples for any number of workers."""
 
 from __future__ import annotations
 
 import random
+import weakref
+from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .order import EpochSampler
+from .loader import EpochLoader
+from .order import BatchOrder, EpochSampler
+from .rng import generators_kept, sample_seed, seed_sample
+
+Key = tuple[int, int]  # (epoch, sample id)
 
 
-class TorchLoader(DataLoader[Any]):
-    """A DataLoader over an :class:`EpochSampler`; everything else is torch's.
+class TorchLoader(EpochLoader, DataLoader[Any]):
+    """A DataLoader whose order follows from (seed, epoch, position); everything else is torch's.
 
-    numpy and random in workers are seeded from torch's worker seed, which is a function of (seed, epoch, worker); the
-    global generator has no part in it.
+    Before each sample the global generators (python, numpy, torch) are seeded from (seed, epoch, sample id):
+    augmentation is the same with any number of workers, and after a resume. Without workers the main process's own
+    generators are put back after each batch.
+
+    Args:
+        dataset: map-style, with a length.
+        batch_size, shuffle, seed, rank, world_size, drop_last: see :class:`~fastrunner.data.order.BatchOrder`.
+        num_workers: processes; 0: samples are made by who asks for them, none ahead.
+        seed_samples: False leaves the generators to torch: workers have theirs, which a resume cannot continue.
+        persistent_workers: keep the processes over epochs. They hold the data set as it was when they started. Where
+            ``prefetch_over_epoch_end`` is set they stay in any case, and make the next epoch's first batches early.
+        **kwargs: for the DataLoader, e.g. ``collate_fn``, ``pin_memory``, ``prefetch_factor``, ``worker_init_fn``.
+    Raises:
+        ValueError: an empty data set.
+        RuntimeError: from the iterator: a worker died.
     """
 
-    sampler: EpochSampler
     batch_size: int
 
-    def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        seed_samples: bool = True,
+        persistent_workers: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise ValueError(f"data set {type(dataset).__name__} has no samples")
+        shares: dict[str, Any] = {"seed": seed, "shuffle": shuffle, "rank": rank, "world_size": world_size}
+        self.order = BatchOrder(len(dataset), batch_size, drop_last=drop_last, **shares)  # type: ignore[arg-type]
         kwargs.setdefault("worker_init_fn", seed_worker)
         kwargs.setdefault("generator", torch.Generator())
-        super().__init__(dataset, sampler=sampler, **kwargs)
+        persistent_workers = persistent_workers and num_workers > 0  # torch refuses it without workers
+        kwargs.update(num_workers=num_workers, persistent_workers=persistent_workers)
+        sampler = EpochSampler(self.order)
+        super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **kwargs)
+        self.seed_samples = seed_samples
+        self._keys = _Keys(self)
+        self._options = {**kwargs, "collate_fn": self.collate_fn}
+        self._engine: DataLoader[Any] | None = None
+        self._made: Iterator[Any] | None = None  # torch's iterator
+        self._ahead = (0, 0)  # epoch and position of the batch that it gives next
 
-    @property
-    def seed(self) -> int:
-        """Seed of the sample order; a resume sets it to the interrupted run's."""
-        return self.sampler.seed
+    def __len__(self) -> int:
+        return len(self.order)
 
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self.sampler.seed = seed
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's type is its own iterator's
+        return EpochLoader.__iter__(self)
 
-    def seek(self, epoch: int, position: int) -> None:
-        """Let the next ``iter()`` start at batch ``position`` of ``epoch``. Decodes nothing that is skipped."""
-        self.sampler.seek(epoch, position * self.batch_size)
-        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
+    def _start(self, epoch: int, position: int) -> None:
+        if self._made is not None and self._ahead == (epoch, position):
+            return
+        if self._made is not None and not self.persistent_workers:
+            self._end_workers()
+        if self._engine is None:
+            dataset = _Keyed(self.dataset, self.seed if self.seed_samples else None)
+            self._engine = DataLoader(dataset, batch_sampler=self._keys, **self._options)
+        self._keys.start = self._ahead = (epoch, position)
+        if isinstance(self.generator, torch.Generator):
+            self.generator.manual_seed(sample_seed(self.seed, epoch, 0) >> 1)
+        self._made = iter(self._engine)
+
+    def _next(self) -> Any:
+        assert self._made is not None  # _start came before
+        if self.num_workers == 0 and self.seed_samples:
+            with generators_kept():
+                batch = next(self._made)
+        else:
+            batch = self._from_workers(self._made)
+        epoch, position = self._ahead
+        if position + 1 < self.order.num_batches(epoch):
+            self._ahead = (epoch, position + 1)
+        elif self.num_workers > 0 and epoch != self._keys.last_epoch:
+            self._ahead = (epoch + 1, 0)  # torch asks for indices ahead, so it is known whether they go on
+        else:
+            self._ahead = (-1, 0)
+        return batch
+
+    @staticmethod
+    def _from_workers(made: Iterator[Any]) -> Any:
+        try:
+            return next(made)
+        except (EOFError, OSError) as error:  # the data set's own, or a dying worker was about to hand over a batch
+            workers = {worker.sentinel: worker for worker in getattr(made, "_workers", ())}
+            if "in DataLoader worker process" in str(error) or not wait(list(workers), timeout=2):
+                raise
+            dead = next(worker for worker in workers.values() if not worker.is_alive())
+            raise RuntimeError(
+                f"a worker process of the loader died (exit code {dead.exitcode}): it was killed, perhaps for want of "
+                "memory, or a library in it crashed; workers_per_gpu=0 shows the error in this process"
+            ) from error
+
+    def _stop(self) -> None:
+        self._end_workers()
+        self._engine = None
+
+    def _end_workers(self) -> None:
+        """Now, not when the iterator is collected: the traceback of an error keeps it, and so do cycles."""
+        made, self._made = self._made, None
+        shutdown = getattr(made, "_shutdown_workers", None)  # torch's own; there is no public way
+        if shutdown is not None:
+            shutdown()
+
+
+class _Keys:
+    """The batch sampler: lists of (epoch, sample id) from ``start`` on, over epoch ends where that is allowed."""
+
+    def __init__(self, loader: TorchLoader) -> None:
+        # No cycle: where the garbage collector ends torch's iterator, its queues are closed before its workers hear
+        # of the end, and each of them is waited for in vain, for 5 s.
+        self._loader, self._order = weakref.ref(loader), loader.order
+        self.start = (0, 0)
+        self.last_epoch = -1  # the one after which the iterator has ended
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, position = self.start
+        self.last_epoch = -1
+        while True:
+            for number in range(position, self._order.num_batches(epoch)):
+                yield [(epoch, index) for index in self._order.ids(epoch, number).tolist()]
+            loader = self._loader()
+            if loader is None or not loader.prefetch_over_epoch_end:
+                self.last_epoch = epoch
+                return
+            del loader
+            epoch, position = epoch + 1, 0
+
+
+class _Keyed(Dataset[Any]):
+    """The user's data set by (epoch, sample id), seeded for each. Other attributes are the data set's."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int | None) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        together = getattr(self.dataset, "__getitems__", None)
+        if together is None:
+            return [self._one(epoch, index) for epoch, index in keys]
+        if self.seed is not None:
+            seed_sample(self.seed, *keys[0])  # a data set that makes a batch in one call is seeded once
+        return together([index for _, index in keys])
+
+    def _one(self, epoch: int, index: int) -> Any:
+        if self.seed is not None:
+            seed_sample(self.seed, epoch, index)
+        return self.dataset[index]
+
+    def __getattr__(self, name: str) -> Any:  # e.g. torch.utils.data.get_worker_info().dataset.files
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
 
 def seed_worker(worker_id: int) -> None:

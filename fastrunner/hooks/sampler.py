@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..data.loader import set_epoch
+from ..data.foreign import set_epoch
 from ..registry import HOOKS
 from .hook import Hook
 

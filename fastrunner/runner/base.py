@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..data.loader import IterLoader, check_source
+from ..data.loader import as_loader, check_source
 from ..dist import get_dist_info
 from ..hooks.hook import Hook
 from ..hooks.priority import Priority, get_priority
@@ -105,6 +105,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         self._uncounted = ""  # "iter" or "epoch": it has happened, but its counter says so only after the hooks
         self._resumed: dict[str, Any] | None = None  # workflow and loaders of a resume, until run() takes them
         self._sources: list[Any] = []  # run()'s data loaders
+        self._loaders: list[Any] = []  # the same with one interface, see data.loader
         self._workflow: list[list[Any]] = []  # run()'s workflow
 
     @property
@@ -167,7 +168,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
 
     @abstractmethod
     def loader_states(self) -> list[dict[str, Any]]:
-        """Where each of run()'s data loaders is: ``{"epoch", "position"[, "seed"]}``."""
+        """Where each of run()'s data loaders is: what its ``load_state_dict`` needs."""
 
     def run_iter(self, data_batch: Any, train_mode: bool, **kwargs: Any) -> None:
         """One step of the model, without the update: ``outputs`` and the log buffer get what it returns.
@@ -347,6 +348,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             raise ValueError(f"{limit.lstrip('_')} must be set: give it to the runner, it is the length of the run")
         check_count(limit.lstrip("_"), length)
         self._sources = list(data_loaders)
+        self._loaders = [as_loader(source) for source in data_loaders]
         self._workflow = [list(entry) for entry in workflow]
         if self._stop_seen:
             self.stop_reason = None
@@ -373,9 +375,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             self._uncounted = ""
             self._stop_seen = True
             self.resumed_buffers = {}
-            for source in self._sources:
-                if isinstance(source, IterLoader):
-                    source.pause()
+            for loader in self._loaders:
+                loader.close()
             self._close_hooks(failed)
 
     def _close_hooks(self, failed: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data.loader import seed_of, start_epoch
+from ..data.loader import as_loader
 from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
 
@@ -48,8 +48,8 @@ class EpochBasedRunner(BaseRunner):
                 break
         with self._running():
             self._before_run()
-            flow, done, loaders = self._take_resumed()
-            self._start = loaders[flow]["position"]
+            flow, done, positions = self._take_resumed()
+            self._start = positions[flow]
             self._flow, self._flow_done = flow, done
             self._midway, self._first_iter = self._start > 0, self._iter - self._start
             left = (flow, done) != (0, 0)  # of the round that was interrupted: its val entries follow its last epoch
@@ -89,7 +89,7 @@ class EpochBasedRunner(BaseRunner):
         if start:
             self._inner_iter = start - 1  # should no batch be left, the epoch's end sees the last one
 
-        batches = enumerate(start_epoch(data_loader, self._epoch, start), start)
+        batches = enumerate(self._loader_of(data_loader).start(self._epoch, start), start)
         for self._inner_iter, self.data_batch in batches:
             self._train_batch(kwargs)
             if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
@@ -110,7 +110,7 @@ class EpochBasedRunner(BaseRunner):
         self.data_loader = data_loader
         plan = self.current_plan()
         plan.fire(plan.before_val_epoch, self)
-        batches = enumerate(start_epoch(data_loader, self._epoch))
+        batches = enumerate(self._loader_of(data_loader).start(self._epoch))
         for self._inner_iter, self.data_batch in batches:
             plan = self.current_plan()
             plan.fire(plan.before_val_iter, self)
@@ -123,16 +123,22 @@ class EpochBasedRunner(BaseRunner):
         plan = self.current_plan()
         plan.fire(plan.after_val_epoch, self)
 
+    def _loader_of(self, source: Any) -> Any:
+        """``source``, which is what hooks see, with the interface of ``data.loader``."""
+        for given, loader in zip(self._sources, self._loaders, strict=True):
+            if given is source:
+                return loader
+        return as_loader(source)  # somebody calls train() or val() with another one
+
     def workflow_state(self) -> dict[str, Any]:
         return {"entries": self._workflow, "flow": self._flow, "done": self._flow_done + (self._uncounted == "epoch")}
 
     def loader_states(self) -> list[dict[str, Any]]:
         position = self.finished_iters - self._first_iter if self._midway else 0
-        states = []
-        for number, source in enumerate(self._sources):
-            state = {"epoch": self.finished_epochs, "position": position if number == self._flow else 0}
-            states.append({**state, **seed_of(source)})
-        return states
+        return [
+            loader.state_at(self.finished_epochs, position if number == self._flow else 0)
+            for number, loader in enumerate(self._loaders)
+        ]
 
     def save_checkpoint(
         self,

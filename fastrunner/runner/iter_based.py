@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data.loader import IterLoader, seed_of
+from ..data.loader import IterLoader
 from ..hooks.logger.base import LoggerHook
 from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
@@ -41,11 +41,8 @@ class IterBasedRunner(BaseRunner):
         self._begin(data_loaders, workflow, "_max_iters", "iters")
         with self._running():
             self._before_run()
-            flow, done, states = self._take_resumed()
-            loaders = [IterLoader(source) for source in data_loaders]
-            for loader, state in zip(loaders, states, strict=True):
-                loader.seek(state["epoch"], state["position"])
-            self._sources = loaders
+            self._loaders = loaders = [IterLoader(source) for source in data_loaders]
+            flow, done, _ = self._take_resumed()
             self.data_loader = next(
                 loader for loader, (mode, _) in zip(loaders, workflow, strict=True) if mode == "train"
             )
@@ -124,11 +121,8 @@ class IterBasedRunner(BaseRunner):
         return {"entries": self._workflow, "flow": self._flow, "done": self._inner_iter + (self._uncounted == "iter")}
 
     def loader_states(self) -> list[dict[str, Any]]:
-        states = []
-        for loader in self._sources:
-            state = {"epoch": getattr(loader, "epoch", 0), "position": getattr(loader, "position", 0)}
-            states.append({**state, **seed_of(getattr(loader, "dataloader", loader))})
-        return states
+        in_use = hasattr(self, "data_batch") and self._uncounted != "iter"  # its iteration will be done again
+        return [loader.state_dict(unused=int(in_use and loader is self.data_loader)) for loader in self._loaders]
 
     def save_checkpoint(
         self,

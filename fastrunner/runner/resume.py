@@ -39,7 +39,7 @@ class ResumeMixin:
     _rank: int
     _uncounted: str
     _resumed: dict[str, Any] | None
-    _sources: list[Any]
+    _loaders: list[Any]
     _workflow: Workflow
 
     if TYPE_CHECKING:
@@ -127,24 +127,27 @@ class ResumeMixin:
         counters = {"epoch": self._epoch, "iter": self._iter}
         self._resumed = {"workflow": self.workflow_state(), "loaders": self.loader_states(), "counters": counters}
 
-    def _take_resumed(self) -> tuple[int, int, list[dict[str, Any]]]:
-        """``(flow, done, loaders)`` to start run() from, once; the beginning where nothing was resumed or stopped."""
+    def _take_resumed(self) -> tuple[int, int, list[int]]:
+        """``(flow, done, positions)`` to start run() from, once; the beginning where nothing was resumed or stopped.
+
+        The loaders are told where they were; ``positions`` are those in their epochs.
+        """
         resumed, self._resumed = self._resumed, None
         if resumed is None or resumed["counters"] != {"epoch": self._epoch, "iter": self._iter}:  # they were written
-            return 0, 0, [BEGINNING for _ in self._sources]
+            return 0, 0, [0] * len(self._loaders)
         workflow = resumed["workflow"]
-        loaders = by_mode(workflow["entries"], resumed["loaders"], self._workflow)
-        for source, loader in zip(self._sources, loaders, strict=True):
-            if "seed" in loader and hasattr(source, "seed"):
-                source.seed = loader["seed"]
+        places = by_mode(workflow["entries"], resumed["loaders"], self._workflow)
+        for loader, place in zip(self._loaders, places, strict=True):
+            loader.load_state_dict(place)
+        positions = [loader.position for loader in self._loaders]
         if workflow["entries"] == self._workflow:
-            return workflow["flow"], workflow["done"], loaders
+            return workflow["flow"], workflow["done"], positions
         warnings.warn(
             f"the checkpoint was saved with workflow {workflow['entries']}, this run has {self._workflow}: it starts "
             "with its first entry, and each loader goes on where the one of the same mode was",
             stacklevel=3,
         )
-        return 0, 0, loaders
+        return 0, 0, positions
 
 
 def by_mode(entries: Workflow, states: list[dict[str, Any]], workflow: Workflow) -> list[dict[str, Any]]:

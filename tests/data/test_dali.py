@@ -18,8 +18,9 @@ from torch import Tensor
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
-from fastrunner.data.dali import DaliLoader, _mix, crop_and_mirror, uniforms
+from fastrunner.data.dali import DaliLoader, crop_and_mirror
 from fastrunner.data.order import epoch_indices
+from fastrunner.data.rng import uniforms
 
 N, SIZE = 23, (24, 32)
 
@@ -68,32 +69,6 @@ def assert_same(got: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]]) -
 
 
 # The numbers behind the augmentation.
-
-
-def test_mix_is_splitmix64():
-    # First outputs of SplitMix64 started from 1234567, as published with Rosetta Code's task "SplitMix64".
-    states = np.uint64(1234567) + np.arange(5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert _mix(states).tolist() == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
-    ]  # fmt: skip
-
-
-def test_uniforms_depend_on_seed_epoch_and_index_only():
-    ids = np.array([7, 3, 100_000_000])
-    numbers = uniforms(1, 2, ids, 5)
-    assert np.array_equal(numbers[[1]], uniforms(1, 2, ids[[1]], 5))  # not on the neighbours
-    for other in (uniforms(2, 2, ids, 5), uniforms(1, 3, ids, 5), uniforms(2, 1, ids, 5)):
-        assert not np.isin(numbers, other).any()
-
-
-def test_uniforms_are_uniform():
-    numbers = uniforms(0, 0, np.arange(20_000), 5)
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    # 5 standard errors of the mean of 20,000 uniform numbers, sqrt(1/12/20000) = 0.002
-    assert np.abs(numbers.mean(axis=0) - 0.5).max() < 0.01
-    correlations = np.corrcoef(np.vstack([numbers[:-1].T, numbers[1:].T])) - np.eye(10)
-    assert np.abs(correlations).max() < 5 / np.sqrt(20_000)  # between columns, and between neighbouring samples
 
 
 def test_crops_stay_inside_and_have_the_area_asked_for():

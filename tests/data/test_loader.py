@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from fastrunner import IterLoader, build_dataloader
-from fastrunner.data.loader import start_epoch
 from fastrunner.registry import DATASETS
 
 
@@ -58,19 +57,59 @@ def test_the_end_of_an_epoch_is_a_position_too():
     assert loader.epoch == 1
 
 
-def test_foreign_sources_are_walked_to_the_position_and_their_sampler_is_told_the_epoch():
-    sampler = DistributedSampler(range(10), num_replicas=1, rank=0, shuffle=True, seed=1)
-    loader = IterLoader(DataLoader(Numbers(), batch_size=2, sampler=sampler))
-    batches = [next(loader).tolist() for _ in range(15)]
-    assert batches[:5] != batches[5:10]  # set_epoch was called
-    other = IterLoader(DataLoader(Numbers(), batch_size=2, sampler=DistributedSampler(range(10), 1, 0, seed=1)))
-    other.seek(1, 2)
-    assert [next(other).tolist() for _ in range(8)] == batches[7:]
+def test_state_in_any_number_of_batches_and_ranks():
+    whole = IterLoader(build_dataloader(Numbers(), 2, 0, seed=7))
+    for _ in range(8):
+        next(whole)
+    state = whole.state_dict()
+    assert state == {"epoch": 1, "position": 3, "samples": 6, "num_samples": 10, "seed": 7}
+    rest = [next(whole).tolist() for _ in range(7)]
+    same = IterLoader(build_dataloader(Numbers(), 2, 0, seed=1))
+    same.load_state_dict(state)
+    assert [next(same).tolist() for _ in range(7)] == rest
+    assert same.state_dict() == whole.state_dict()
+    wider = IterLoader(build_dataloader(Numbers(), 4, 0, seed=1))
+    wider.load_state_dict(state)
+    assert next(wider).tolist() == [*rest[0], *rest[1]]
+    assert whole.state_dict(unused=1) == {**whole.state_dict(), "position": 4, "samples": 8}
 
 
-def test_a_source_shorter_than_the_position_to_resume_at():
-    with pytest.raises(ValueError, match="gave only 3 batches; resume with the data it was saved with"):
-        start_epoch([1, 2, 3], epoch=0, position=4)
+def test_state_of_data_that_has_grown(caplog):
+    state = build_dataloader(Numbers(10), 2, 0, seed=7).state_at(0, 3)
+    loader = build_dataloader(Numbers(12), 2, 0, seed=7)
+    loader.load_state_dict(state)
+    assert "had 10 samples when this was saved, and has 12 now" in caplog.text
+    assert (loader.epoch, loader.position) == (0, 3)
+
+
+def test_each_iter_is_the_next_epoch_unless_a_seek_came_before():
+    loader = build_dataloader(Numbers(), 5, 0, seed=7)
+    epochs = epochs_of(loader, 3)
+    loader.set_epoch(1)
+    assert next(iter(loader)).tolist() == epochs[1][0]
+    assert epochs_of(loader, 1) == [epochs[2]]
+    loader.seek(1, 1)
+    assert (loader.epoch, loader.position) == (1, 1)
+    assert epochs_of(loader, 1) == [epochs[1][1:]]
+    assert (loader.epoch, loader.position) == (1, 2)  # until somebody asks for the next
+    loader.set_epoch(1)
+    assert epochs_of(loader, 1) == [epochs[2]]
+    with pytest.raises(ValueError, match="no batch 3 in epoch 1: an epoch has 2 batches"):
+        loader.seek(1, 3)
+
+
+def test_two_loops_over_one_loader():
+    loader = build_dataloader(Numbers(), 2, 0, seed=7)
+    alone = IterLoader(build_dataloader(Numbers(), 2, 0, seed=7))
+    wanted = [next(alone).tolist() for _ in range(8)]
+    one, other = IterLoader(loader), IterLoader(loader)
+    taken = [(next(one).tolist(), next(other).tolist()) for _ in range(8)]
+    assert taken == [(batch, batch) for batch in wanted]
+    first = iter(loader)
+    next(first)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match=r"no longer valid: .* need a loader each"):
+        next(first)
 
 
 def test_a_source_that_lies_about_its_length():
