@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.parallel import unwrap
+from ..optim.ema_term import EmaTerm
 from ..registry import HOOKS
 from .hook import Hook
 
@@ -73,6 +74,7 @@ class EMAHook(Hook):
         self._resumed = False  # the state was loaded, and before_run has not used it yet
         self._params: list[Tensor] = []
         self._averages: list[Tensor] = []
+        self._term = EmaTerm((), (), self.momentum)
 
     def before_run(self, runner: BaseRunner) -> None:
         self.model_parameters = dict(unwrap(runner.model).named_parameters())
@@ -99,6 +101,7 @@ class EMAHook(Hook):
         self.model_buffers = dict(model.named_buffers())
         self._params = list(self.model_parameters.values())
         self._averages = [self.model_buffers[name] for name in self.param_ema_buffer.values()]
+        self._term = EmaTerm(self._params, self._averages, self.momentum)
 
     def _continues(self, runner: BaseRunner) -> bool:
         """Whether this is a further run() of what was trained here, so that averages and buffers are there already."""
@@ -117,16 +120,20 @@ class EMAHook(Hook):
     def after_train_iter(self, runner: BaseRunner) -> None:
         self._average(runner._iter)
 
-    @torch.no_grad()
     def _average(self, cur_iter: int) -> None:
+        term = self.average_at(cur_iter)
+        if term is not None:
+            term.update()
+
+    def average_at(self, cur_iter: int) -> EmaTerm | None:
+        """The average that iteration ``cur_iter`` takes, to be taken with its update; None if it takes none."""
         self._seen_iters = cur_iter + 1
         if cur_iter % self.interval != 0:
-            return
+            return None
         # warm_up=0 would divide by zero at iteration 0, where the bound is anyway above any momentum.
         bound = (1 + cur_iter) / (self.warm_up + cur_iter) if self.warm_up + cur_iter else 1.0
-        momentum = min(self.momentum, bound)
-        torch._foreach_mul_(self._averages, 1 - momentum)
-        torch._foreach_add_(self._averages, self._params, alpha=momentum)
+        self._term.momentum = min(self.momentum, bound)
+        return self._term
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
         self._seen_epochs = runner._epoch

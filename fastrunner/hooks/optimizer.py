@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..optim.fused import FusedSGD
+from ..optim.foldable import is_fused, watches_step
 from ..registry import HOOKS
 from .hook import Hook
 
@@ -32,9 +32,7 @@ class OptimizerHook(Hook):
     def __init__(self, grad_clip: dict[str, Any] | None = None, detect_anomalous_params: bool = False) -> None:
         self.grad_clip = grad_clip
         self.detect_anomalous_params = detect_anomalous_params
-        self._fold = False
-        self._plan: Any = None  # what ``_fold`` was decided for
-        self._num_groups = -1
+        self._fold: tuple[Any, ...] = ()  # what the decision below was made for, and the decision
 
     def clip_grads(self, params: Iterable[nn.Parameter]) -> Tensor | None:
         """Clip in place and return the norm before; None where no parameter has a gradient."""
@@ -59,7 +57,7 @@ class OptimizerHook(Hook):
 
         if self.grad_clip is None:
             optimizer.step()
-        elif self._folds(runner):
+        elif self._folds(runner.model, optimizer):
             grad_norm = optimizer.clipped_step(self.grad_clip["max_norm"])
             runner.log_buffer.update({"grad_norm": grad_norm}, outputs["num_samples"])
         else:
@@ -68,27 +66,31 @@ class OptimizerHook(Hook):
                 runner.log_buffer.update({"grad_norm": clipped}, outputs["num_samples"])
             optimizer.step()
 
-    def _folds(self, runner: BaseRunner) -> bool:
-        """Whether clipping can be folded into the optimizer's own pass, with the same result.
+    def _folds(self, model: nn.Module, optimizer: Any) -> bool:
+        """Whether clipping is folded: decided again where optimizer, model, groups or arguments are others."""
+        now = (id(optimizer), id(model), len(optimizer.param_groups), dict(self.grad_clip or {}))
+        if self._fold[:-1] != now:
+            self._fold = (*now, self.refuse_fold(model, optimizer) is None)
+        return bool(self._fold[-1])
 
-        Only for our optimizer itself, the plain L2 norm, ``clip_grads`` as it is here, and an optimizer that holds all
-        of the model's parameters: MMCV's norm is taken over the model. Looked at when a plan is made (at the start and
-        at each epoch), not at each iteration.
+    def refuse_fold(self, model: nn.Module, optimizer: Any) -> str | None:
+        """Why clipping cannot be folded into the optimizer's own pass with the same result; None if it can.
+
+        MMCV's norm is taken over the model, with ``clip_grad_norm_``, before the optimizer's step hooks.
         """
-        num_groups = len(runner.optimizer.param_groups)
-        if self._plan is not runner._plan or self._num_groups != num_groups:
-            self._plan, self._num_groups = runner._plan, num_groups
-            self._fold = (
-                type(runner.optimizer) is FusedSGD
-                and type(self).clip_grads is OptimizerHook.clip_grads
-                and "clip_grads" not in self.__dict__
-                and self.grad_clip is not None
-                and self.grad_clip.keys() <= {"max_norm", "norm_type"}
-                and self.grad_clip.get("norm_type", 2) == 2
-                and {id(p) for p in runner.model.parameters()}
-                == {id(p) for group in runner.optimizer.param_groups for p in group["params"]}
-            )
-        return self._fold
+        clip = self.grad_clip or {}
+        if not is_fused(optimizer):
+            return f"{type(optimizer).__name__} has no pass to fold clipping into; FusedSGD has"
+        if type(self).clip_grads is not OptimizerHook.clip_grads or "clip_grads" in self.__dict__:
+            return "clip_grads is overridden"
+        if not (clip.keys() <= {"max_norm", "norm_type"} and clip.get("norm_type", 2) == 2):
+            return f"only an L2 norm is folded, not {clip}"
+        if watched := watches_step(optimizer):
+            return watched
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if held != {id(p) for p in model.parameters()}:
+            return "the optimizer does not hold exactly the model's parameters"
+        return None
 
     def detect_anomalous_parameters(self, loss: Tensor, runner: BaseRunner) -> None:
         """Log, as errors, the parameters that require a gradient and that ``loss`` does not depend on."""

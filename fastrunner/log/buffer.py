@@ -2,22 +2,26 @@
 
     average(n)[key] = sum(value_i * count_i) / sum(count_i)         over the last n entries of each key
 
-``update`` only keeps references; tensors become Python floats when someone looks (``average``, ``val_history``), and
-those of one device then travel to the host together, in one transfer.
+``update`` only keeps references, one row a call. When someone looks (``average``, ``val_history``) the rows become one
+history a key; the averages of tensors on another device are taken there, and travel to the host together.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import groupby
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-_STRETCH = 1024  # entries between two looks at the size of the histories
+from .history import History, check_single, host_means
+
+STRETCH = 1024  # rows between two looks at the size of the histories
+
+# (count, vars), or of a whole iteration (count, log_vars, data_time, time) and, where it clips, grad_norm
+Row = tuple[Any, ...]
+Names = tuple[str, ...]
 
 
 class LogBuffer:
@@ -32,48 +36,40 @@ class LogBuffer:
         self.window: int | None = None
         self.output: OrderedDict[str, Any] = OrderedDict()
         self.ready = False
-        self._entries: dict[str, list[tuple[Any, int]]] = {}  # (value, count); from _read on, values may be tensors
-        self._push: dict[str, Callable[[tuple[Any, int]], None]] = {}  # key -> append to its entries
-        self._read: dict[str, int] = {}  # key -> how many of its values are floats
-        self._left = _STRETCH  # updates until the next look at the size
+        self._rows: list[Row] = []
+        self.append = self._rows.append  # a row whose values can be kept as they are
+        self.plain_len = -1  # log_vars of this length were found to be plain; -1: look at them each time
+        self._histories: dict[str, History] = {}
+        self._plain: dict[Names, bool] = {}  # names -> whether their values can be kept as they are
+        self._copied: set[str] = set()  # keys whose tensors change in place after they were logged
 
     @property
     def val_history(self) -> OrderedDict[str, list[float]]:
         """key -> values, oldest first. Reads the device."""
-        self._to_floats()
-        return OrderedDict((key, [value for value, _ in entries]) for key, entries in self._entries.items())
+        self._settle()
+        return OrderedDict((key, list(history.floats())) for key, history in self._histories.items())
 
     @property
     def n_history(self) -> OrderedDict[str, list[int]]:
         """key -> counts, parallel to ``val_history``."""
-        return OrderedDict((key, [count for _, count in entries]) for key, entries in self._entries.items())
+        self._settle()
+        return OrderedDict((key, list(history.counts)) for key, history in self._histories.items())
 
     def update(self, vars: dict[str, Any], count: int = 1) -> None:
         """Remember one value a key, each with weight ``count``. Values: numbers, or tensors of one element.
 
-        Tensors are kept as they are (detached, not copied, not read). Cost: a fraction of a microsecond a key.
-        """
-        if not isinstance(vars, dict):
-            raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
-        push = self._push
-        for key, value in vars.items():
-            if type(value) is not float and isinstance(value, Tensor) and value.requires_grad:
-                value = value.detach()  # or the graphs of a whole log interval would stay alive
-            if key not in push:
-                self._entries[key], self._read[key] = [], 0
-                push[key] = self._entries[key].append
-            push[key]((value, count))
-        self._left -= 1
-        if self._left <= 0:
-            self._bound()
+        Tensors are kept as they are (detached, not copied, not read). A tensor that the model goes on writing to is
+        copied, from the moment that this shows. Cost: a third of a microsecond, and 0.02 a key.
 
-    def put(self, key: str, number: float) -> None:
-        """``update({key: number})``, at a third of its cost."""
-        if key in self._push:
-            self._push[key]((number, 1))
-            self._left -= 1
-        else:
-            self.update({key: number})
+        Raises:
+            TypeError: not a dict.
+            ValueError: a tensor of several elements.
+        """
+        if type(vars) is not dict and not isinstance(vars, dict):
+            raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
+        self._rows.append((count, vars.copy() if self._plain.get(tuple(vars)) else self.kept(vars)))
+        if len(self._rows) > STRETCH:
+            self.bound()
 
     def average(self, n: int = 0) -> None:
         """Put the mean of each key's last ``n`` entries (0: all) into ``output``, as numpy float64, and set ``ready``.
@@ -83,12 +79,9 @@ class LogBuffer:
         """
         if n < 0:
             raise ValueError(f"n must be >= 0, got {n}")
-        self._to_floats()
-        for key, entries in self._entries.items():
-            values = np.array([value for value, _ in entries[-n:]], dtype=np.float64)
-            counts = np.array([count for _, count in entries[-n:]])
-            total = counts.sum()
-            self.output[key] = (values * counts).sum() / total if total else np.float64("nan")
+        self._settle()
+        means = [history.mean(n) for history in self._histories.values()]
+        self.output.update(zip(self._histories, host_means(means), strict=True))
         self.ready = True
 
     def clear_output(self) -> None:
@@ -98,48 +91,95 @@ class LogBuffer:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
-        self._push.clear()
-        self._read.clear()
+        self._rows.clear()
+        self._histories.clear()
         self.clear_output()
 
-    def _bound(self) -> None:
-        """Turn tensors into floats, which are smaller, and drop what is older than the window."""
-        self._left = _STRETCH
-        self._to_floats()
+    def bound(self) -> None:
+        """Where many rows wait: move them to the histories, and drop what is older than the window."""
+        if len(self._rows) <= STRETCH:
+            return
+        self._settle()
         if self.window is not None:
-            for key, entries in self._entries.items():
-                del entries[: max(len(entries) - self.window, 0)]
-                self._read[key] = len(entries)
+            for history in self._histories.values():
+                history.keep_last(self.window, slack=STRETCH)
 
-    def _to_floats(self) -> None:
-        """Replace the tensors of all histories by floats: one transfer for each device."""
-        stacks: dict[torch.device, list[tuple[str, Tensor]]] = {}
-        for key, entries in self._entries.items():
-            fresh = [value for value, _ in entries[self._read[key] :]]
-            if not fresh:
-                continue
-            try:
-                if isinstance(fresh[0], Tensor):
-                    stack = torch.stack(fresh).reshape(len(fresh)).double()
-                    stacks.setdefault(stack.device, []).append((key, stack))
+    def kept(self, vars: dict[str, Any]) -> dict[str, Any]:
+        """A copy of ``vars``: tensors detached, and copied where the model goes on writing to them."""
+        names = tuple(vars)
+        known, plain = names in self._plain, True
+        kept = dict(vars)
+        for name, value in vars.items():
+            if isinstance(value, Tensor):
+                check_single(name, value)
+                if not known and _written_to(value):
+                    self._copied.add(name)
+                if value.requires_grad:  # or the graphs of a whole log interval would stay alive
+                    kept[name], plain = value.detach(), False
+                if name in self._copied:
+                    kept[name], plain = kept[name].clone(), False
+        if not known:
+            self._plain[names] = plain
+        return kept
+
+    def look_at(self, log_vars: dict[str, Any]) -> dict[str, Any]:
+        """``kept``, for the row of a whole iteration; ``plain_len`` then says whether the next one needs it."""
+        if not isinstance(log_vars, dict):
+            raise TypeError(f"log_vars must be a dict of name -> value, got {type(log_vars).__name__}")
+        kept = self.kept(log_vars)
+        self.plain_len = len(log_vars) if self._plain[tuple(log_vars)] else -1
+        return kept
+
+    def _settle(self) -> None:
+        """Move the values of all rows to the histories of their keys."""
+        rows = self._rows[:]
+        self._rows.clear()  # the list itself stays: ``append`` is bound to it
+        waiting: dict[str, tuple[list[Any], list[int]]] = {}
+        for _, run in groupby(rows, lambda row: (len(row), *row[1])):
+            for name, values, counts in _columns(list(run)):
+                if name in waiting:
+                    waiting[name][0].extend(values)
+                    waiting[name][1].extend(counts)
                 else:
-                    self._replace(key, map(float, fresh))
-            except (TypeError, RuntimeError, ValueError):  # tensors among numbers, on two devices, of several elements
-                self._replace(key, [_float(key, value) for value in fresh])
-        for keyed in stacks.values():
-            floats = iter(torch.cat([stack for _, stack in keyed]).tolist())
-            for key, stack in keyed:
-                self._replace(key, islice(floats, len(stack)))
+                    waiting[name] = list(values), list(counts)
+        for name, (values, counts) in waiting.items():
+            self._extend(name, values, counts)
 
-    def _replace(self, key: str, floats: Iterable[float]) -> None:
-        """Put ``floats`` where the values of ``key`` stood that had not been read."""
-        entries, start = self._entries[key], self._read[key]
-        entries[start:] = [(value, count) for value, (_, count) in zip(floats, entries[start:], strict=True)]
-        self._read[key] = len(entries)
+    def _extend(self, name: str, column: list[Any], counts: list[int]) -> None:
+        if name not in self._histories:
+            self._histories[name] = History(name)
+        self._histories[name].extend(column, counts)
+        if type(column[0]) is float or name in self._copied:
+            return
+        tensors = [value for value in column if isinstance(value, Tensor)]
+        changed = any(map(_written_to, tensors))
+        if changed:
+            self._copied.add(name)
+            warnings.warn(
+                f"log_vars[{name!r}] was changed in place after it was logged: its last {len(column)} values may be "
+                "later ones than they should be. From now on it is copied.",
+                stacklevel=2,
+            )
+        if changed or any(value.requires_grad for value in tensors):
+            self._plain = {names: plain and name not in names for names, plain in self._plain.items()}
+            self.plain_len = -1
 
 
-def _float(key: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"log_vars[{key!r}] has shape {tuple(value.shape)}; log one number a key, e.g. its .mean()")
-    return float(value)
+def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
+    """(key, values, counts) of rows with the same keys, in the order MMCV's hooks log them."""
+    counts = [row[0] for row in rows]
+    columns = [(name, [row[1][name] for row in rows], counts) for name in rows[0][1]]
+    if len(rows[0]) == 2:
+        return columns
+    ones = [1] * len(rows)
+    norms = [("grad_norm", [row[4] for row in rows], counts)] if len(rows[0]) == 5 else []
+    times = (("data_time", [row[2] for row in rows], ones), ("time", [row[3] for row in rows], ones))
+    return [times[0], *columns, *norms, times[1]]
+
+
+def _written_to(value: Tensor) -> bool:
+    """Whether an operation has changed the tensor, or one that it shares memory with, in place."""
+    try:
+        return value._version > 0
+    except RuntimeError:  # made in inference mode: such tensors do not count
+        return False

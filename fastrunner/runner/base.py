@@ -12,7 +12,6 @@ import os.path as osp
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +23,7 @@ from ..hooks.hook import Hook
 from ..hooks.priority import Priority, get_priority
 from ..log import LogBuffer, get_logger
 from ..model.parallel import unwrap
-from ..plan.dispatch import HookError, HookPlan, named
+from ..plan.dispatch import HookError, named
 from .checks import check_count, check_model, check_optimizer, check_workflow
 from .register import RegisterMixin
 from .resume import ResumeMixin
@@ -77,7 +76,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
 
         self.model = model
         self.batch_processor = batch_processor
-        self.optimizer: Any = optimizer
+        self.optimizer = optimizer
         self.logger = logger if logger is not None else get_logger("fastrunner")
         self.meta = meta
         self.mode: str | None = None
@@ -91,7 +90,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         self.outputs: Any
         self._model_name = type(unwrap(model)).__name__
         self._rank, self._world_size = get_dist_info()
-        self._hooks: list[Hook] = []
+        self._hooks = []
         self._epoch = self._iter = self._inner_iter = 0
         self._max_epochs, self._max_iters = max_epochs, max_iters
 
@@ -101,7 +100,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             str, Tensor
         ] = {}  # of the checkpoint, for hooks that make such buffers in before_run
         self.saved_iter = -1  # finished iterations of the newest checkpoint
-        self._plan: HookPlan | None = None
+        self.run_kwargs = {}
         self._uncounted = ""  # "iter" or "epoch": it has happened, but its counter says so only after the hooks
         self._resumed: dict[str, Any] | None = None  # workflow and loaders of a resume, until run() takes them
         self._sources: list[Any] = []  # run()'s data loaders
@@ -183,46 +182,18 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             outputs = self.model.train_step(data_batch, self.optimizer, **kwargs)
         else:
             outputs = self._val_step(data_batch, **kwargs)
-        if not isinstance(outputs, dict):
-            step = '"batch_processor()"' if self.batch_processor else '"model.train_step()" and "model.val_step()"'
-            raise TypeError(f"{step} must return a dict, got {type(outputs).__name__}")
+        self.check_outputs(outputs)
         if "log_vars" in outputs:
-            if "num_samples" not in outputs:
-                raise KeyError("outputs with log_vars also need num_samples, the weight of their averages")
             self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
         self.outputs = outputs
 
-    def _train_batch(self, kwargs: dict[str, Any]) -> None:
-        """The iteration of ``self.data_batch``, in MMCV's order, with only the hooks that have something to do."""
-        plan, timer = self._plan, None
-        if plan is not None and self._iter < plan.next_due and plan.alone:
-            timer = plan.timer
-            before, after = plan.quiet
-            if before:
-                plan.fire(before, self)
-            if timer is not None:
-                self.log_buffer.put("data_time", perf_counter() - timer.t)
-        else:
-            plan = self.current_plan()
-            before, after = plan.train_iter_calls(self)
-            plan.fire(before, self)
-            if plan.hooks != self._hooks:  # hooks have come or gone: what follows is theirs already
-                plan = self.current_plan()
-                _, after = plan.train_iter_calls(self)
-        if kwargs:
-            self.run_iter(self.data_batch, train_mode=True, **kwargs)
-        else:  # a call without ** is the cheaper one
-            self.run_iter(self.data_batch, train_mode=True)
-        self._uncounted = "iter"
-        if after:
-            plan.fire(after, self)
-        if timer is not None:
-            now = perf_counter()
-            self.log_buffer.put("time", now - timer.t)
-            timer.t = now
-        self._uncounted = ""
-        del self.data_batch
-        self._iter += 1
+    def check_outputs(self, outputs: Any) -> None:
+        """Raise TypeError if a step did not return a dict, KeyError if it has log_vars but no num_samples."""
+        if not isinstance(outputs, dict):
+            step = '"batch_processor()"' if self.batch_processor else '"model.train_step()" and "model.val_step()"'
+            raise TypeError(f"{step} must return a dict, got {type(outputs).__name__}")
+        if "log_vars" in outputs and "num_samples" not in outputs:
+            raise KeyError("outputs with log_vars also need num_samples, the weight of their averages")
 
     def _val_step(self, data_batch: Any, **kwargs: Any) -> Any:
         return self.model.val_step(data_batch, self.optimizer, **kwargs)
@@ -268,8 +239,6 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         while index > 0 and self._hooks[index - 1].priority > hook.priority:
             index -= 1
         self._hooks.insert(index, hook)
-        if self._plan is not None:
-            self._plan.next_due = 0  # look at the hooks again
 
     def call_hook(self, fn_name: str) -> None:
         """Call the method ``fn_name`` of every hook, in order."""
@@ -295,28 +264,6 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
                 blocks.append(f"{stage}:\n" + "\n".join(lines) + "\n -------------------- ")
         return "\n".join(blocks)
 
-    def current_plan(self) -> HookPlan:
-        """The dispatch tables for the hooks as they are registered now."""
-        plan = self._plan
-        if (
-            plan is None
-            or plan.hooks != self._hooks
-            or plan.model is not self.model
-            or plan.optimizer is not self.optimizer
-        ):
-            plan = self.renew_plan()
-        return plan
-
-    def renew_plan(self) -> HookPlan:
-        """Make the tables again: methods may be new on hooks. ``FASTRUNNER_PLAN=off`` asks every hook, as MMCV does."""
-        own_call_hook = type(self).call_hook is not BaseRunner.call_hook or "call_hook" in self.__dict__
-        if own_call_hook or os.environ.get("FASTRUNNER_PLAN") == "off":
-            self._plan = HookPlan.through(self._hooks, self.call_hook)
-        else:
-            self._plan = HookPlan(self._hooks, previous=self._plan)
-        self._plan.model, self._plan.optimizer = self.model, self.optimizer
-        return self._plan
-
     # Start and end of a run.
 
     def stop(self, reason: str) -> None:
@@ -328,6 +275,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         """
         self.stop_reason = reason
         self._stop_seen = False
+        if self._plan is not None:
+            self._plan.next_due = 0  # the loop looks up
 
     def _begin(self, data_loaders: list[Any], workflow: Workflow, limit: str, unit: str) -> None:
         """Check the arguments of ``run()`` and log how it starts."""

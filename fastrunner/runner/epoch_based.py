@@ -80,18 +80,27 @@ class EpochBasedRunner(BaseRunner):
         self.data_loader = data_loader
         if self._max_epochs is not None:
             self._max_iters = self._max_epochs * len(data_loader)
+        if kwargs or self.run_kwargs:
+            self._pass_on(kwargs)
         start, self._start = self._start, 0
         self._first_iter = self._iter - start
         self._midway = True
         plan = self.renew_plan()
         plan.fire(plan.before_train_epoch, self)
-        self.renew_plan()  # that stage may have changed hooks
+        if not plan.only_ours(plan.before_train_epoch):
+            plan = self.renew_plan()  # that stage may have changed hooks
         if start:
             self._inner_iter = start - 1  # should no batch be left, the epoch's end sees the last one
 
         batches = enumerate(self._loader_of(data_loader).start(self._epoch, start), start)
         for self._inner_iter, self.data_batch in batches:
-            self._train_batch(kwargs)
+            if self._iter < plan.next_due:  # nobody is called: the iteration is the step
+                plan.quiet(self)
+            else:
+                plan = self.current_plan()
+                plan.at(self)(self)
+            del self.data_batch
+            self._iter += 1
             if self.stop_reason is not None and self._inner_iter + 1 < len(data_loader):
                 return
 

@@ -9,6 +9,7 @@ import torch
 
 from ..data.loader import IterLoader
 from ..hooks.logger.base import LoggerHook
+from ..plan.lower import is_replaced
 from ..registry import RUNNERS
 from .base import BaseRunner, Workflow
 from .register import TIMER
@@ -73,18 +74,30 @@ class IterBasedRunner(BaseRunner):
     ) -> None:
         """One entry of the workflow, with ``done`` iterations behind us; over and over if it is the only one."""
         run_one, train = getattr(self, mode), mode == "train"
-        while True:
-            self._inner_iter = done
-            for _ in range(done, iters):
-                if self.stop_reason is not None or (train and self._iter >= self._max_iters):  # type: ignore[operator]
+        self._inner_iter = done
+        while self.stop_reason is None and not (train and self._iter >= self._max_iters):  # type: ignore[operator]
+            if self._inner_iter >= iters:
+                if not alone or self._iter >= self._max_iters:  # type: ignore[operator]
+                    return  # inner_iter stays where it is, as in MMCV
+                self._inner_iter = 0
+            run_one(loader, **kwargs)
+            if train and not is_replaced(self, "train"):
+                self._train_quietly(loader, iters, alone)
+
+    def _train_quietly(self, loader: IterLoader, iters: int, alone: bool) -> None:
+        """Go on as ``train`` does for as long as nobody is called: until the next due point, or the entry's end."""
+        plan, model = self.current_plan(), self.model
+        while self._iter < plan.next_due and self._iter < self._max_iters and model.training:  # type: ignore[operator]
+            if self._inner_iter >= iters:
+                if not alone:
                     return
-                if kwargs:
-                    run_one(loader, **kwargs)
-                else:  # a call without ** is the cheaper one
-                    run_one(loader)
-            done = 0
-            if not alone or self.stop_reason is not None or self._iter >= self._max_iters:  # type: ignore[operator]
-                return  # inner_iter stays where it is, as in MMCV
+                self._inner_iter = 0
+            self.data_batch = next(loader)
+            self._epoch = loader.epoch
+            plan.quiet(self)
+            del self.data_batch
+            self._iter += 1
+            self._inner_iter += 1
 
     def train(self, data_loader: Any, **kwargs: Any) -> None:
         """One iteration."""
@@ -93,9 +106,17 @@ class IterBasedRunner(BaseRunner):
             self._set_mode = False
         self.mode = "train"
         self.data_loader = data_loader
+        if kwargs or self.run_kwargs:
+            self._pass_on(kwargs)
         self.data_batch = next(data_loader)
         self._epoch = data_loader.epoch
-        self._train_batch(kwargs)
+        plan = self.current_plan()
+        if self._iter < plan.next_due:  # nobody is called: the iteration is the step
+            plan.quiet(self)
+        else:
+            plan.at(self)(self)
+        del self.data_batch
+        self._iter += 1
         self._inner_iter += 1
 
     @torch.no_grad()

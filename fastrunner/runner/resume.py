@@ -17,22 +17,19 @@ from ..checkpoint.file import link_latest
 from ..checkpoint.ranks import own_entry
 from ..checkpoint.sources import load_for_resume, load_optimizer
 from ..hooks.ema import averaged_weights
-from ..hooks.hook import Hook
+from .planned import Planned
 
 Workflow = list[list[Any]]  # [mode, count] each
 BEGINNING: dict[str, Any] = {"epoch": 0, "position": 0}  # of a data loader
 
 
-class ResumeMixin:
+class ResumeMixin(Planned):
     """The part of a runner that reads and writes checkpoints. Its attributes are set by ``BaseRunner``."""
 
-    model: Any
-    optimizer: Any
     logger: logging.Logger
     meta: dict[str, Any] | None
     resumed_buffers: dict[str, Tensor]
     saved_iter: int
-    _hooks: list[Hook]
     _epoch: int
     _iter: int
     _inner_iter: int

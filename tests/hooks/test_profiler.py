@@ -11,7 +11,7 @@ from runner.helpers import TinyModel, batches
 from torch.profiler import ProfilerActivity
 
 from fastrunner import ClosureHook, EpochBasedRunner, IterBasedRunner, ProfilerHook
-from fastrunner.plan.dispatch import HookPlan
+from fastrunner.plan.due import DuePoints
 
 CPU = ["cpu"]
 
@@ -46,15 +46,14 @@ def test_by_epoch():
 
 def test_it_is_not_called_any_more_when_it_has_ended(monkeypatch):
     hook = ProfilerHook(by_epoch=False, profile_iters=1, activities=CPU)
-    calls = []
-    inner = HookPlan.train_iter_calls
+    calls, inner = [], DuePoints.called
 
-    def spy(plan, runner):
-        found = inner(plan, runner)
-        calls.append(any(getattr(call, "__self__", None) is hook for call in found[1]))
-        return found
+    def spy(points, runner):
+        called, at = inner(points, runner)
+        calls.append(any(each is hook for each in called))
+        return called, at
 
-    monkeypatch.setattr(HookPlan, "train_iter_calls", spy)
+    monkeypatch.setattr(DuePoints, "called", spy)
     run(IterBasedRunner, hook)
     assert calls[0]
     assert not any(calls[1:])

@@ -49,7 +49,7 @@ def test_a_logged_loss_does_not_keep_its_graph():
     weight = torch.ones(2, requires_grad=True)
     loss = (weight * 2).sum()
     buffer.update({"loss": loss})
-    assert buffer._entries["loss"][0][0].grad_fn is None
+    assert buffer._rows[0][1]["loss"].grad_fn is None
     assert loss.grad_fn is not None
 
 
@@ -76,7 +76,7 @@ def test_memory_is_bounded_even_if_nobody_looks():
     buffer.window = 10
     for _ in range(5_000):
         buffer.update({"loss": torch.tensor(1.0)})
-    assert len(buffer._entries["loss"]) < 1_100
+    assert len(buffer.val_history["loss"]) < 1_100
 
 
 def test_total_weight_zero_is_nan_not_an_error():

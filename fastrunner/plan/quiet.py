@@ -1,0 +1,68 @@
+"""The iteration in which nobody is called: the step, two readings of the clock, and one row for the log.
+
+It does what ``iteration.make_iteration`` does without calls, and is written out a second time because it is what most
+iterations are: what only a called hook could see is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ..hooks.optimizer import check_loss
+
+if TYPE_CHECKING:
+    from ..runner.base import BaseRunner
+    from .dispatch import Call
+    from .iteration import Terms
+    from .run_plan import RunPlan
+
+
+def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms) -> Call:
+    """One iteration of ``runner.data_batch``; timer, optimizer hook, its clip and the average are all lowered."""
+    model, optimizer, hook, timer, ema = runner.model, runner.optimizer, terms.optimizer_hook, terms.timer, terms.ema
+    assert hook is not None
+    assert timer is not None
+    clip = None if hook.grad_clip is None else dict(hook.grad_clip)
+    update_call, clock = plan.call_of(hook, "after_train_iter"), time.perf_counter
+
+    def quiet(runner: BaseRunner) -> None:
+        buffer, call, waited = runner.log_buffer, None, None
+        try:
+            if runner._iter >= plan.next_write:
+                plan.write_policies(runner)
+            waited = clock() - timer.t
+            runner.outputs = outputs = model.train_step(runner.data_batch, optimizer)
+            if type(outputs) is not dict or "log_vars" not in outputs or "num_samples" not in outputs:
+                runner.check_outputs(outputs)
+                outputs = {"log_vars": {}, "num_samples": 1, **outputs}
+            log_vars, count = outputs["log_vars"], outputs["num_samples"]
+            kept = log_vars.copy() if len(log_vars) == buffer.plain_len else buffer.look_at(log_vars)
+
+            call = update_call
+            optimizer.zero_grad()
+            outputs["loss"].backward()
+            average = None if ema is None else ema.average_at(runner._iter)
+            if clip is not None:
+                optimizer.step(max_norm=clip["max_norm"], write_back=True, ema=average)
+                now = clock()
+                buffer.append((count, kept, waited, now - timer.t, optimizer.grad_norm))
+            else:
+                if average is None:
+                    optimizer.step()
+                else:
+                    optimizer.step(ema=average)
+                now = clock()
+                buffer.append((count, kept, waited, now - timer.t))
+            timer.t = now
+        except Exception as error:
+            if waited is not None:
+                buffer.append((1, {"data_time": waited}))
+            if call is None:
+                raise
+            buffer.append((count, kept))
+            if isinstance(error, (RuntimeError, AttributeError, KeyError)):
+                check_loss(outputs)  # says what is wrong with the loss, if it is the loss
+            plan.raise_named(call, error)
+
+    return quiet

@@ -1,0 +1,164 @@
+"""The plan of a run: made from the hooks after ``before_run``, followed by the loop, made again when it is stale.
+
+Between due points an iteration is one function without branches on hooks (``quiet``); at a due point ``at`` makes one
+with the calls that are due at their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..hooks.hook import NEVER, Hook
+from ..hooks.timer import IterTimerHook
+from .dispatch import HookPlan, is_ours
+from .due import DuePoints
+from .iteration import Places, Terms, make_iteration, make_plain_iteration
+from .lower import Lowering, why_plain
+from .quiet import make_quiet
+
+if TYPE_CHECKING:
+    from ..runner.base import BaseRunner
+    from .dispatch import Call, Calls
+
+# Iterations between two looks at garbage, at the size of the log's histories, and at what a hook's due says now.
+HOUSEKEEPING = 256
+
+
+class RunPlan(HookPlan):
+    """Stage tables, due points, and the iteration with what could be lowered into it.
+
+    Args:
+        runner: with its hooks, model and optimizer as they are now.
+        previous: the plan before, whose due points stay.
+
+    Attributes:
+        plain: why every hook is called as in MMCV; None where hooks may be lowered.
+        lowering: what was lowered and what not; None where ``plain`` says why nothing was.
+        next_due: the first iteration that needs ``at``.
+        next_write: the first iteration at which an lr or momentum policy may change its value.
+        quiet: the iteration before ``next_due``.
+        stale: hooks, model or optimizer are others by now.
+    """
+
+    def __init__(self, runner: BaseRunner, previous: RunPlan | None = None) -> None:
+        self.plain = why_plain(runner)
+        through = self.plain is not None and ("call_hook" in self.plain or self.plain.startswith("FASTRUNNER_PLAN"))
+        super().__init__(runner.hooks, runner.call_hook if through else None)
+        self.lowering = Lowering(runner, self.hooks) if self.plain is None else None
+        self.terms = Terms() if self.lowering is None else self.lowering.terms
+        self._due: DuePoints = DuePoints(
+            () if through else self.hooks, self.terms.hooks, self.plain is None, previous._due if previous else None
+        )
+        self.alone = self._due.alone and not through
+        self._through = through
+        self.next_due = self.next_write = 0
+        self.stale = False
+        self._made: dict[tuple[int, ...], Call] = {}
+        self.quiet = self._iteration(runner, ())
+
+    def at(self, runner: BaseRunner) -> Call:
+        """The iteration at hand, at a due point or where it is not known yet that it is none.
+
+        Raises:
+            TypeError: a hook's ``due`` did not return an int.
+        """
+        called, at = self._due.called(runner)
+        self.next_due = min(at, runner._iter + HOUSEKEEPING)
+        runner.log_buffer.bound()
+        if not called:
+            return self.quiet
+        if not all(map(is_ours, called)):
+            self.next_write = 0
+        key = tuple(map(id, called))
+        if key not in self._made:
+            self._made[key] = self._iteration(runner, called)
+        return self._made[key]
+
+    def only_ours(self, calls: Calls) -> bool:
+        """Whether no user's hook is among the calls."""
+        return all((hook := getattr(call, "__self__", None)) is not None and is_ours(hook) for call in calls)
+
+    def somebody_acted(self) -> None:
+        """A user's hook was called: what it may concern is looked at again in the next iteration."""
+        self._due.somebody_acted()
+        self.next_due = self.next_write = 0
+
+    def mark_stale(self) -> None:
+        """Hooks, model or optimizer have changed: the loop makes another plan before the next iteration."""
+        self.stale = True
+        self.next_due = 0
+
+    def write_policies(self, runner: BaseRunner) -> None:
+        """Call the lr and momentum policies whose value changes in this iteration, and note when the next one does."""
+        now, self.next_write = runner._iter, NEVER
+        for hook in self.terms.policies:
+            at = hook.due(runner)
+            if at <= now:
+                call = self.call_of(hook, "before_train_iter")
+                self.fire((call,) if call is not None else (), runner)
+                at = now + 1
+            self.next_write = min(self.next_write, at)
+
+    def finish(self, runner: BaseRunner, timer: IterTimerHook | None = None, late: Calls = ()) -> None:
+        """The rest of an iteration whose hooks changed before train_step, with those that are there now.
+
+        Args:
+            timer, late: what is left of the stage before.
+        """
+        if timer is not None:
+            timer.before_iter(runner)
+        self.fire(late, runner)
+        plan = runner.current_plan()
+        called, _ = plan._due.called(runner)
+        plan._iteration(runner, called, started=True)(runner)
+
+    def _iteration(self, runner: BaseRunner, called: Sequence[Hook], started: bool = False) -> Call:
+        """The iteration that calls these hooks, and those that are always called."""
+        ids = {id(hook) for hook in (*called, *self._due.always)}
+        if self.plain is None:
+            terms, places = self._places(ids)
+            if not any(places[:-1]) and not started and terms.is_whole(runner):
+                return make_quiet(self, runner, terms)
+            return make_iteration(self, runner, terms, places, started=started)
+        if self._through:
+            before, after = self.before_train_iter, self.after_train_iter
+        else:
+            before, after = self._calls_of(ids, "before_train_iter"), self._calls_of(ids, "after_train_iter")
+        return make_plain_iteration(self, () if started else before, after)
+
+    def _calls_of(self, ids: Collection[int], stage: str) -> Calls:
+        calls = (self.call_of(hook, stage) for hook in self.hooks if id(hook) in ids)
+        return tuple(call for call in calls if call is not None)
+
+    def _places(self, called: Collection[int]) -> tuple[Terms, Places]:
+        """What is lowered in an iteration, and where the called hooks (by id) stand in it."""
+        terms = self.terms
+        calls: dict[str, list[Call]] = {name: [] for name in Places._fields}
+        place = "before"
+        for hook in self.hooks:
+            if hook is terms.timer:
+                place = "late"
+            elif id(hook) in called and (call := self.call_of(hook, "before_train_iter")):
+                calls[place].append(call)
+        place = "after" if terms.optimizer_hook is None else "between"
+        for hook in self.hooks:
+            call = self.call_of(hook, "after_train_iter")
+            if call is None:
+                continue
+            if hook is terms.optimizer_hook:
+                place = "after"
+            elif hook is terms.timer:
+                place = "last"
+            elif hook is terms.ema:
+                if calls["after"]:  # a hook that is due here comes before the average, and sees the one before it
+                    terms = replace(terms, ema=None)
+                    calls["after"].append(call)
+            elif id(hook) in called:
+                calls[place].append(call)
+            else:
+                continue
+            if place != "between":
+                calls["plain_rest"].append(call)
+        return terms, Places(**{name: tuple(each) for name, each in calls.items()})

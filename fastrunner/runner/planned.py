@@ -1,0 +1,70 @@
+"""A runner's plan, and the attributes that it is made for: writing to one of them makes the plan stale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from ..hooks.hook import Hook
+from ..plan.dispatch import HookList
+from ..plan.run_plan import RunPlan
+
+if TYPE_CHECKING:
+    from .base import BaseRunner
+
+
+class Planned:
+    """The part of a runner that follows a plan.
+
+    Attributes:
+        run_kwargs: arguments of run() that go on to train_step.
+    """
+
+    _plan: RunPlan | None = None
+    run_kwargs: dict[str, Any]
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = model
+        self._plan_is_stale()
+
+    @property
+    def optimizer(self) -> Any:
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._plan_is_stale()
+
+    @property
+    def _hooks(self) -> list[Hook]:
+        return self._hook_list
+
+    @_hooks.setter
+    def _hooks(self, hooks: list[Hook]) -> None:
+        self._hook_list = HookList(hooks, self._plan_is_stale)
+        self._plan_is_stale()
+
+    def _pass_on(self, kwargs: dict[str, Any]) -> None:
+        """Let train_step have these arguments of run() or train()."""
+        if kwargs != self.run_kwargs:
+            self.run_kwargs = kwargs
+            self._plan_is_stale()
+
+    def _plan_is_stale(self) -> None:
+        if self._plan is not None:
+            self._plan.mark_stale()
+
+    def current_plan(self) -> RunPlan:
+        """The plan for hooks, model and optimizer as they are now."""
+        plan = self._plan
+        return self.renew_plan() if plan is None or plan.stale or plan.hooks != self._hooks else plan
+
+    def renew_plan(self) -> RunPlan:
+        """Make the plan again: methods may be new on hooks. ``FASTRUNNER_PLAN=off`` asks every hook, as MMCV does."""
+        self._plan = RunPlan(cast("BaseRunner", self), previous=self._plan)
+        return self._plan
