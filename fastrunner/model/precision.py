@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -133,6 +134,33 @@ def wrap_fp16_model(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
             switched.fp16_enabled, switched.fp16_dtype = True, dtype
 
 
+def patch_norm_fp32(module: nn.Module) -> nn.Module:
+    """Keep the norm layers of a model whose weights were made half in float32; their inputs are cast for them.
+
+    For projects that call ``model.half()`` themselves; ``wrap_fp16_model`` needs none of it.
+    """
+    if isinstance(module, (_BatchNorm, nn.GroupNorm)):
+        module.float()
+        if isinstance(module, nn.GroupNorm):  # on a GPU batch norm takes half inputs with float32 weights
+            norm: Any = module
+            norm.forward = patch_forward_method(module.forward, torch.half, torch.float)
+    for child in module.children():
+        patch_norm_fp32(child)
+    return module
+
+
+def patch_forward_method(
+    func: Callable[..., Any], src_type: torch.dtype, dst_type: torch.dtype, convert_output: bool = True
+) -> Callable[..., Any]:
+    """``func`` with its tensor arguments cast to ``dst_type``, and its outputs back."""
+
+    def new_forward(*args: Any, **kwargs: Any) -> Any:
+        output = func(*cast_tensor_type(args, src_type, dst_type), **cast_tensor_type(kwargs, src_type, dst_type))
+        return cast_tensor_type(output, dst_type, src_type) if convert_output else output
+
+    return new_forward
+
+
 class LossScaler:
     """The loss scale of torch before 1.6, for projects that still make one; hooks use ``torch.amp.GradScaler``.
 
@@ -188,4 +216,12 @@ class LossScaler:
             setattr(self, name, state_dict[name])
 
 
-__all__ = ["LossScaler", "auto_fp16", "cast_tensor_type", "force_fp32", "wrap_fp16_model"]
+__all__ = [
+    "LossScaler",
+    "auto_fp16",
+    "cast_tensor_type",
+    "force_fp32",
+    "patch_forward_method",
+    "patch_norm_fp32",
+    "wrap_fp16_model",
+]

@@ -14,17 +14,18 @@ from ..registry import OPTIMIZER_BUILDERS, OPTIMIZERS, build_from_cfg
 from .constructor import DefaultOptimizerConstructor
 
 
-def _register_torch_optimizers() -> list[str]:
+def register_torch_optimizers() -> list[str]:
+    """Put every optimizer of ``torch.optim`` into OPTIMIZERS; their names."""
     names = []
     for name in dir(torch.optim):
         kind = getattr(torch.optim, name)
         if inspect.isclass(kind) and issubclass(kind, Optimizer):
-            OPTIMIZERS.register_module(name=name, module=kind)
+            OPTIMIZERS.register_module(name=name, module=kind, force=True)
             names.append(name)
     return names
 
 
-TORCH_OPTIMIZERS = _register_torch_optimizers()
+TORCH_OPTIMIZERS = register_torch_optimizers()
 
 
 def build_optimizer_constructor(cfg: dict[str, Any]) -> Any:
@@ -50,4 +51,10 @@ def build_optimizer(model: nn.Module, cfg: dict[str, Any]) -> Any:
     return build(model)
 
 
-__all__ = ["TORCH_OPTIMIZERS", "DefaultOptimizerConstructor", "build_optimizer", "build_optimizer_constructor"]
+__all__ = [
+    "TORCH_OPTIMIZERS",
+    "DefaultOptimizerConstructor",
+    "build_optimizer",
+    "build_optimizer_constructor",
+    "register_torch_optimizers",
+]

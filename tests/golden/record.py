@@ -12,7 +12,9 @@ mmcv imports torchvision only to look models up by name; an empty stand-in is en
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import pathlib
 import sys
@@ -45,16 +47,27 @@ def record_config(mmcv: Any) -> dict[str, Any]:
     return dict(files=files, merges=merges, actions=actions)
 
 
+def record_compat(mmcv: Any) -> dict[str, Any]:
+    """What the training script of tests/compat prints."""
+    from compat import train_script
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+        train_script.main([folder, "--cfg-options", "optimizer.lr=0.1"])
+    public = importlib.import_module("mmcv.runner").__all__
+    return {"script": json.loads(printed.getvalue().splitlines()[-1]), "public names": sorted(public)}
+
+
 def main(wanted: list[str]) -> None:
     sys.path.insert(0, str(HERE.parent))
     from golden import scenarios
 
     mmcv, runner = import_mmcv()
     time.sleep = lambda seconds: None
-    for name in wanted or ["config", *scenarios.SCENARIOS]:
+    whole = dict(config=record_config, compat=record_compat)
+    for name in wanted or [*whole, *scenarios.SCENARIOS]:
         begin = time.perf_counter()
-        if name == "config":
-            results = record_config(mmcv)
+        if name in whole:
+            results = whole[name](mmcv)
         else:
             results = {case: scenarios.play(name, case, runner) for case in scenarios.SCENARIOS[name].CASES}
         # One case a line: small files, and readable differences.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastrunner import LossScaler, auto_fp16, force_fp32, wrap_fp16_model
-from fastrunner.model.precision import cast_tensor_type
+from fastrunner.model.precision import cast_tensor_type, patch_norm_fp32
 
 Pair = namedtuple("Pair", "image label")
 HALF, SINGLE = torch.float16, torch.float32
@@ -110,3 +110,12 @@ def test_loss_scaler_reads_overflow_and_resumes():
     assert other.state_dict() == scaler.state_dict()
     with pytest.raises(ValueError, match="'sometimes'"):
         LossScaler(mode="sometimes")
+
+
+def test_norms_of_a_model_made_half_stay_float32():
+    model = patch_norm_fp32(nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)).half())
+    assert [param.dtype for param in model.parameters()] == [HALF, HALF, SINGLE, SINGLE, SINGLE, SINGLE]
+    x = torch.rand(2, 4, 3, 3, dtype=HALF)
+    assert model[1](x).dtype is HALF
+    expected = nn.functional.group_norm(x.float(), 2)
+    torch.testing.assert_close(model[1](x), expected.half())  # rounded once, at the end

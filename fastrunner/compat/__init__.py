@@ -1,0 +1,1 @@
+"""Other projects' import paths, with fastrunner's objects behind them."""
