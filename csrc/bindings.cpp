@@ -6,8 +6,8 @@
 #include <nanobind/stl/vector.h>
 #include <omp.h>
 
-#include "sgd_table.h"
 #include "torch_reader.h"
+#include "update_table.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -17,11 +17,11 @@ namespace {
 
 int traverse_table(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  return nb::inst_ready(self) ? nb::inst_ptr<SgdTable>(self)->traverse(visit, arg) : 0;
+  return nb::inst_ready(self) ? nb::inst_ptr<UpdateTable>(self)->traverse(visit, arg) : 0;
 }
 
 int clear_table(PyObject* self) {
-  if (nb::inst_ready(self)) nb::inst_ptr<SgdTable>(self)->clear();
+  if (nb::inst_ready(self)) nb::inst_ptr<UpdateTable>(self)->clear();
   return 0;
 }
 
@@ -31,10 +31,11 @@ PyType_Slot table_slots[] = {
     {0, nullptr},
 };
 
-std::optional<std::string> refusal(nb::handle tensor, nb::handle like) {
+std::optional<std::string> refusal(nb::handle tensor, nb::handle like, bool as_float) {
   TensorView view, other;
-  const char* why = like.is_none() ? view_param(tensor, view) : view_param(like, other);
-  if (!why && !like.is_none()) why = view_like(tensor, other, view);
+  Dtype dtype;
+  const char* why = view_param(like.is_none() ? tensor : like, other, dtype);
+  if (!why && !like.is_none()) why = view_like(tensor, other, as_float ? Dtype::kFloat32 : dtype, view);
   return why ? std::optional<std::string>(why) : std::nullopt;
 }
 
@@ -58,16 +59,25 @@ NB_MODULE(_core, m) {
   m.def("supported_isas", &supported_isas, "Instruction sets that this CPU can run, best first.");
   m.def("active_isa", [] { return choose_isa().name; }, "The one in use: FASTRUNNER_ISA if set, else the best.");
   m.def("openmp_library", &openmp_library, "File of the OpenMP runtime that the core was linked to: torch's own.");
-  m.def("refusal", &refusal, "tensor"_a, "like"_a.none() = nb::none(),
+  m.def("refusal", &refusal, "tensor"_a, "like"_a.none() = nb::none(), "as_float"_a = false,
         "Why the core cannot update this tensor, or not together with a parameter `like` it; None if it can.");
 
-  nb::class_<SgdTable>(m, "SgdTable", nb::type_slots(table_slots),
-                       "Parameters, gradients and momentum buffers of an optimizer as one list of chunks.")
-      .def(nb::init<nb::list, nb::dict, nb::list, const std::vector<int>&, nb::list, nb::list,
-                    const std::optional<std::string>&>(),
-           "param_groups"_a, "state"_a, "params"_a, "groups"_a, "slots"_a, "buffers"_a, "isa"_a.none() = nb::none())
-      .def("step", &SgdTable::step, "param_groups"_a, "state"_a, "max_norm"_a.none(), "write_back"_a,
-           "rest_sum_squares"_a, "Norm, clip and update in one pass: (grad_norm, clip_coef, tensors written to).")
-      .def_prop_ro("num_tensors", &SgdTable::num_tensors)
-      .def_prop_ro("isa", &SgdTable::isa);
+  nb::class_<UpdateTable>(m, "UpdateTable", nb::type_slots(table_slots),
+                          "Parameters of an optimizer, and all that a step reads and writes, as one list of chunks.")
+      .def(nb::init<const std::string&, nb::list, nb::dict, nb::list, const std::vector<int>&, nb::list, nb::list,
+                    nb::list, const std::optional<std::string>&>(),
+           "algorithm"_a, "param_groups"_a, "state"_a, "params"_a, "groups"_a, "slots"_a, "states"_a, "averages"_a,
+           "isa"_a.none() = nb::none())
+      .def(
+          "step",
+          [](UpdateTable& table, nb::list param_groups, nb::dict state, std::optional<double> max_norm, bool write_back,
+             double rest_sum_squares, std::optional<double> momentum, bool zero, bool skip_nonfinite) {
+            return table.step(param_groups, state,
+                              {max_norm, write_back, rest_sum_squares, momentum, zero, skip_nonfinite});
+          },
+          "param_groups"_a, "state"_a, "max_norm"_a.none(), "write_back"_a, "rest_sum_squares"_a, "momentum"_a.none(),
+          "zero"_a, "skip_nonfinite"_a, "Norm, clip, update and average in one pass: (grad_norm, clip_coef, skipped).")
+      .def_prop_ro("num_tensors", &UpdateTable::num_tensors)
+      .def_prop_ro("isa", &UpdateTable::isa)
+      .def_prop_ro("has_handles", &UpdateTable::has_handles);
 }

@@ -1,4 +1,4 @@
-// chunk_loops.h: what every instruction set provides. Each loop runs over one chunk: at most kChunk consecutive floats.
+// chunk_loops.h: what every instruction set provides. Each loop runs over one chunk: at most kChunk consecutive values.
 //
 // One source gives all of them: isa_<name>.cpp defines FR_ISA, includes loops/*.h and is compiled for that CPU. All
 // give the same bits, because nothing is contracted (-ffp-contract=off), a fused multiply-add is written where one is
@@ -11,33 +11,86 @@ namespace fastrunner {
 inline constexpr std::int64_t kChunk = 16384;  // 64 KiB a stream: a chunk's p, g and m fit into L2 together
 inline constexpr int kLanes = 64;              // partial sums of a chunk: four AVX-512 registers, eight of AVX2
 
-// What one SGD update does, as bits: the loop is compiled once for every combination, so it has no branch inside.
-enum SgdForm : unsigned {
+// What one update does, as bits: a loop is compiled once for every combination, so it has no branch inside.
+enum Form : unsigned {
   kWriteBack = 1,  // the clipped gradient is stored
-  kDecay = 2,      // weight_decay != 0
-  kMomentum = 4,   // momentum != 0
-  kFirst = 8,      // the momentum buffer is written without being read
-  kNesterov = 16,
-  kSgdForms = 32,
+  kAverage = 2,    // an average follows the new parameter
+  kOptions = 4,    // the first bit of the algorithm's own
+};
+enum SgdForm : unsigned {
+  kDecay = kOptions,         // weight_decay != 0
+  kMomentum = 2 * kOptions,  // momentum != 0
+  kFirst = 4 * kOptions,     // the momentum buffer is written without being read
+  kNesterov = 8 * kOptions,
+  kSgdForms = 16 * kOptions,
+};
+enum AdamForm : unsigned {
+  kL2 = kOptions,             // weight_decay != 0, added to the gradient (Adam)
+  kDecoupled = 2 * kOptions,  // weight_decay != 0, taken off the parameter (AdamW)
+  kAmsgrad = 4 * kOptions,
+  kAdamForms = 8 * kOptions,
 };
 
-// One parameter group's options, rounded to float once a step, as torch rounds them.
+// The memory of one chunk. Those that the form does not ask for may be null.
+struct Streams {
+  float* p;
+  float* g;
+  float* m;  // momentum_buffer or exp_avg
+  float* v;  // exp_avg_sq
+  float* x;  // max_exp_avg_sq
+  float* a;  // the average
+};
+
+// Factors of one step, rounded to float once, as torch rounds them.
+struct EmaScalars {
+  float keep;  // 1 - m
+  float take;  // m
+};
 struct SgdScalars {
   float minus_lr;
   float momentum;
   float one_minus_dampening;
   float weight_decay;
+};
+struct AdamScalars {
+  float weight_decay;     // kL2
+  float keep;             // kDecoupled: 1 - lr * weight_decay
+  float one_minus_beta1;  // exp_avg moves by this much towards the gradient
+  bool near;              // one_minus_beta1 < 0.5: torch's lerp counts from the nearer end
+  float beta2;
+  float one_minus_beta2;
+  float root_correction2;  // sqrt(1 - beta2^step)
+  float eps;
+  float minus_step_size;  // -lr / (1 - beta1^step)
+};
+struct Scalars {
+  unsigned form;  // bits of the algorithm, as the group's options have them
   float sign;     // -1: maximize
-  unsigned form;  // kDecay | kMomentum | kNesterov, as the group has them
+  union {
+    SgdScalars sgd;
+    AdamScalars adam;
+  };
 };
 
 using SumSquares = double(const float* g, std::int64_t n) noexcept;
-using SgdUpdate = void(float* p, float* g, float* m, std::int64_t n, const SgdScalars& s, float clip,
-                       unsigned form) noexcept;
+using Update = void(const Streams& streams, std::int64_t n, const Scalars& s, EmaScalars ema, float clip,
+                    unsigned form) noexcept;
+using Average = void(float* a, const float* p, std::int64_t n, EmaScalars ema) noexcept;
+using Widen = void(float* out, const std::uint16_t* in, std::int64_t n) noexcept;
+using Narrow = void(std::uint16_t* out, const float* in, std::int64_t n) noexcept;
+using Follow = void(float* master, const std::uint16_t* p, std::int64_t n) noexcept;
 
+struct HalfLoops {
+  Widen* widen;
+  Narrow* narrow;
+  Follow* follow;
+};
 struct ChunkLoops {
   SumSquares* sum_squares;
-  SgdUpdate* sgd_update;
+  Update* sgd_update;
+  Update* adam_update;
+  Average* average;
+  HalfLoops bfloat16, float16;
 };
 
 }  // namespace fastrunner

@@ -19,6 +19,13 @@ constexpr std::int64_t kChunkCost = 128;
 // Below this much work one thread is done before a second one has begun: on two cores both ways take 10 us for it.
 constexpr std::int64_t kParallelFrom = 32768;
 
+// 16-bit values are widened this many at a time: gradient, master and moments of a piece stay in L1.
+constexpr std::int64_t kPiece = 1024;
+
+// The memory of chunks so short is asked for this many chunks ahead; longer ones the hardware follows by itself.
+constexpr std::int32_t kShort = 256;
+constexpr std::size_t kAhead = 4;
+
 // OpenMP's worker threads do not survive a fork: a region entered in the child would wait for them for ever.
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
@@ -29,11 +36,23 @@ float clip_coefficient(float grad_norm, float max_norm) noexcept {
   return coef > 1.0f ? 1.0f : coef;  // NaN stays NaN
 }
 
+template <class T>
+T* at(void* base, std::int64_t offset) noexcept {
+  return base ? static_cast<T*>(base) + offset : nullptr;
+}
+
+void prefetch(const Entry& entry, std::int64_t bytes) noexcept {
+  for (const void* base : entry.base)
+    if (base)
+      for (std::int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(base) + line);
+}
+
 }  // namespace
 
-ChunkTable::ChunkTable(const std::vector<std::int64_t>& numels, const std::vector<int>& groups, const Isa& isa)
-    : first(numels.size()), isa_(&isa), groups_(groups) {
-  for (auto& addresses : base) addresses.resize(numels.size());
+ChunkTable::ChunkTable(Algorithm algorithm, const std::vector<std::int64_t>& numels, const Isa& isa)
+    : entries(numels.size()),
+      isa_(&isa),
+      update_loop_(algorithm == Algorithm::kSgd ? isa.loops.sgd_update : isa.loops.adam_update) {
   for (std::size_t i = 0; i < numels.size(); ++i)
     for (std::int64_t offset = 0; offset < numels[i]; offset += kChunk) {
       const std::int64_t length = std::min(kChunk, numels[i] - offset);
@@ -44,15 +63,15 @@ ChunkTable::ChunkTable(const std::vector<std::int64_t>& numels, const std::vecto
   sums_.resize(chunks_.size());
 }
 
-StepResult ChunkTable::step(const std::optional<Clip>& clip) noexcept {
-  if (cost_ < kParallelFrom || forked) return run_share({0, chunks_.size()}, clip);
+StepResult ChunkTable::step(const std::optional<Clip>& clip, const std::optional<EmaScalars>& ema) noexcept {
+  if (cost_ < kParallelFrom || forked) return run_share({0, chunks_.size()}, clip, ema);
   const FpMode mode = fp_mode();
   StepResult result;
   // As many threads as torch.set_num_threads says: torch and this file share one OpenMP runtime.
 #pragma omp parallel
   {
     const ScopedFpMode scoped(mode);
-    const StepResult mine = run_share(share(omp_get_thread_num(), omp_get_num_threads()), clip);
+    const StepResult mine = run_share(share(omp_get_thread_num(), omp_get_num_threads()), clip, ema);
     if (omp_get_thread_num() == 0) result = mine;
   }
   return result;
@@ -66,10 +85,11 @@ ChunkTable::Range ChunkTable::share(int thread, int num_threads) const noexcept 
   return {chunk_at(thread), chunk_at(thread + 1)};
 }
 
-StepResult ChunkTable::run_share(Range range, const std::optional<Clip>& clip) noexcept {
+StepResult ChunkTable::run_share(Range range, const std::optional<Clip>& clip,
+                                 const std::optional<EmaScalars>& ema) noexcept {
   if (!clip) {
-    update(range, 1.0f, false);
-    return {std::numeric_limits<float>::quiet_NaN(), 1.0f};
+    update(range, {1.0f, false, false, ema});
+    return {std::numeric_limits<float>::quiet_NaN(), 1.0f, false};
   }
   sum_squares(range);
 #pragma omp barrier  // outside of a parallel region it does nothing
@@ -77,28 +97,88 @@ StepResult ChunkTable::run_share(Range range, const std::optional<Clip>& clip) n
   for (const double sum : sums_) total += sum;  // every thread, in the same order: cheaper than a second barrier
   const float grad_norm = static_cast<float>(std::sqrt(total));
   const float clip_coef = clip_coefficient(grad_norm, clip->max_norm);
-  update(range, clip_coef, clip->write_back && clip_coef != 1.0f);
-  return {grad_norm, clip_coef};
+  const bool skipped = clip->skip_nonfinite && !std::isfinite(grad_norm);
+  update(range, {clip_coef, clip->write_back && clip_coef != 1.0f, skipped, ema});
+  return {grad_norm, clip_coef, skipped};
+}
+
+const HalfLoops& ChunkTable::half_loops(Dtype dtype) const noexcept {
+  return dtype == Dtype::kBfloat16 ? isa_->loops.bfloat16 : isa_->loops.float16;
 }
 
 void ChunkTable::sum_squares(Range range) noexcept {
   for (std::size_t i = range.begin; i < range.end; ++i) {
     const Chunk& chunk = chunks_[i];
-    const float* grad = base[kGrad][chunk.tensor];
-    sums_[i] = grad ? isa_->loops.sum_squares(grad + chunk.offset, chunk.length) : 0.0;
+    const Entry& entry = entries[chunk.tensor];
+    sums_[i] = 0.0;
+    if (!entry.base[kGrad]) continue;
+    if (entry.dtype == Dtype::kFloat32) {
+      sums_[i] = isa_->loops.sum_squares(at<float>(entry.base[kGrad], chunk.offset), chunk.length);
+      continue;
+    }
+    const std::uint16_t* grad = at<std::uint16_t>(entry.base[kGrad], chunk.offset);
+    float piece[kPiece];
+    for (std::int64_t begin = 0; begin < chunk.length; begin += kPiece) {
+      const std::int64_t n = std::min<std::int64_t>(kPiece, chunk.length - begin);
+      half_loops(entry.dtype).widen(piece, grad + begin, n);
+      sums_[i] += isa_->loops.sum_squares(piece, n);
+    }
   }
 }
 
-void ChunkTable::update(Range range, float clip_coef, bool write_back) noexcept {
+void ChunkTable::update(Range range, const Pass& pass) noexcept {
   for (std::size_t i = range.end; i-- > range.begin;) {  // backwards: the last gradients read are still in the cache
-    const Chunk& chunk = chunks_[i];
-    float* grad = base[kGrad][chunk.tensor];
-    if (!grad) continue;
-    const SgdScalars& s = scalars[groups_[chunk.tensor]];
-    const unsigned form = s.form | (first[chunk.tensor] ? kFirst : 0u) | (write_back ? kWriteBack : 0u);
-    float* buffer = s.form & kMomentum ? base[kBuffer][chunk.tensor] + chunk.offset : nullptr;
-    isa_->loops.sgd_update(base[kParam][chunk.tensor] + chunk.offset, grad + chunk.offset, buffer, chunk.length, s,
-                           clip_coef, form);
+    if (i >= range.begin + kAhead) {
+      const Chunk& ahead = chunks_[i - kAhead];
+      if (ahead.length <= kShort) prefetch(entries[ahead.tensor], 4 * ahead.length);
+    }
+    if (entries[chunks_[i].tensor].dtype == Dtype::kFloat32)
+      update_chunk(chunks_[i], pass);
+    else
+      update_half_chunk(chunks_[i], pass);
+  }
+}
+
+void ChunkTable::update_floats(const Streams& streams, std::int64_t n, const Entry& entry,
+                               const Pass& pass) const noexcept {
+  const bool average = pass.ema && streams.a;
+  if (!streams.g || pass.skip) {
+    if (average) isa_->loops.average(streams.a, streams.p, n, *pass.ema);
+    return;
+  }
+  const Scalars& s = scalars[entry.scalars];
+  const unsigned form =
+      s.form | (entry.first ? kFirst : 0u) | (pass.write_back ? kWriteBack : 0u) | (average ? kAverage : 0u);
+  update_loop_(streams, n, s, pass.ema.value_or(EmaScalars{}), pass.clip_coef, form);
+}
+
+void ChunkTable::update_chunk(const Chunk& chunk, const Pass& pass) const noexcept {
+  const Entry& entry = entries[chunk.tensor];
+  const auto stream = [&](Role role) { return at<float>(entry.base[role], chunk.offset); };
+  update_floats({stream(kParam), stream(kGrad), stream(kMoment), stream(kSquare), stream(kMaxSquare), stream(kMean)},
+                chunk.length, entry, pass);
+}
+
+// Piece by piece: the gradient is widened, the master updated as any float parameter, the parameter rounded from it.
+void ChunkTable::update_half_chunk(const Chunk& chunk, const Pass& pass) const noexcept {
+  const Entry& entry = entries[chunk.tensor];
+  const HalfLoops& half = half_loops(entry.dtype);
+  const bool updated = entry.base[kGrad] && !pass.skip;
+  if (!updated && !(pass.ema && entry.base[kMean])) return;
+  float widened[kPiece];
+  for (std::int64_t begin = 0; begin < chunk.length; begin += kPiece) {
+    const std::int64_t n = std::min<std::int64_t>(kPiece, chunk.length - begin), offset = chunk.offset + begin;
+    const auto stream = [&](Role role) { return at<float>(entry.base[role], offset); };
+    std::uint16_t* param = at<std::uint16_t>(entry.base[kHalf], offset);
+    std::uint16_t* grad = at<std::uint16_t>(entry.base[kGrad], offset);
+    half.follow(stream(kParam), param, n);
+    if (updated) half.widen(widened, grad, n);
+    update_floats({stream(kParam), updated ? widened : nullptr, stream(kMoment), stream(kSquare), stream(kMaxSquare),
+                   stream(kMean)},
+                  n, entry, pass);
+    if (!updated) continue;
+    if (pass.write_back) half.narrow(grad, widened, n);
+    half.narrow(param, stream(kParam), n);
   }
 }
 

@@ -6,10 +6,20 @@
 
 namespace fastrunner {
 
-#define FR_DECLARE(isa)   \
-  namespace isa {         \
-  SumSquares sum_squares; \
-  SgdUpdate sgd_update;   \
+#define FR_DECLARE(isa)                                                         \
+  namespace isa {                                                               \
+  SumSquares sum_squares;                                                       \
+  Update sgd_update, adam_update;                                               \
+  Average average;                                                              \
+  Widen widen_bfloat16, widen_float16;                                          \
+  Narrow narrow_bfloat16, narrow_float16;                                       \
+  Follow follow_bfloat16, follow_float16;                                       \
+  const ChunkLoops loops = {sum_squares,                                        \
+                            sgd_update,                                         \
+                            adam_update,                                        \
+                            average,                                            \
+                            {widen_bfloat16, narrow_bfloat16, follow_bfloat16}, \
+                            {widen_float16, narrow_float16, follow_float16}};   \
   }
 FR_DECLARE(scalar)
 FR_DECLARE(avx2)
@@ -26,12 +36,10 @@ const Isa kIsas[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
      },
-     {avx512::sum_squares, avx512::sgd_update}},
-    {"avx2",
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     {avx2::sum_squares, avx2::sgd_update}},
+     avx512::loops},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::loops},
 #endif
-    {"scalar", [] { return true; }, {scalar::sum_squares, scalar::sgd_update}},
+    {"scalar", [] { return true; }, scalar::loops},
 };
 
 std::string joined(const std::vector<std::string>& names) {

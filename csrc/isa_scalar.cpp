@@ -4,5 +4,10 @@
 #define FR_ISA scalar
 #include "chunk_loops.h"
 #include "loops/fma.h"
+
+// loops that use it
+#include "loops/adam.h"
+#include "loops/ema.h"
+#include "loops/half.h"
 #include "loops/norm.h"
 #include "loops/sgd.h"

@@ -3,6 +3,7 @@
 #include <descrobject.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 namespace nb = nanobind;
@@ -25,21 +26,29 @@ struct Torch {
   PyTypeObject* parameter;
   const DlpackExchangeApi* dlpack;
   const PyGetSetDef* grad;
+  PyObject* increment_version;  // torch.autograd.graph.increment_version
 } torch;
+
+std::optional<Dtype> dtype_of(const TensorView& view) {
+  if (view.dtype == nb::dtype<float>()) return Dtype::kFloat32;
+  if (view.dtype.bits != 16 || view.dtype.lanes != 1) return std::nullopt;
+  if (view.dtype.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float)) return Dtype::kFloat16;
+  if (view.dtype.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat)) return Dtype::kBfloat16;
+  return std::nullopt;
+}
 
 // The types whose memory is what it seems. A subclass may wrap other tensors, or have none of its own.
 bool is_plain(nb::handle tensor) {
   return Py_TYPE(tensor.ptr()) == torch.tensor || Py_TYPE(tensor.ptr()) == torch.parameter;
 }
 
-const char* view_float32(nb::handle tensor, TensorView& view) {
+const char* view_plain(nb::handle tensor, TensorView& view) {
   if (!is_plain(tensor)) return "is not exactly a torch.Tensor or torch.nn.Parameter";
   if (torch.dlpack->view(tensor.ptr(), &view) != 0) {
     PyErr_Clear();  // a report with a stack trace; all that it says is this:
     return "has no plain memory (sparse, meta or complex-conjugated)";
   }
   if (view.device.device_type != nb::device::cpu::value) return "is not on the CPU";
-  if (view.dtype != nb::dtype<float>()) return "is not float32";
   // DLPack does not tell of torch's lazy negation. Such a view of complex memory has gaps between its elements, unless
   // it has only one; and then autograd does produce it.
   if (num_elements(view) == 1 && nb::cast<bool>(tensor.attr("is_neg")())) return "is a lazily negated view";
@@ -83,6 +92,8 @@ void open_torch() {
     throw nb::import_error(
         "fastrunner._core needs a torch with DLPack's C exchange interface 1.x: install torch >= 2.13");
   torch.grad = reinterpret_cast<PyGetSetDescrObject*>(grad.ptr())->d_getset;
+  torch.increment_version =
+      nb::object(nb::module_::import_("torch.autograd.graph").attr("increment_version")).release().ptr();
 }
 
 nb::object grad_of(nb::handle param) {
@@ -91,13 +102,26 @@ nb::object grad_of(nb::handle param) {
   return nb::steal(grad);
 }
 
-const char* view_param(nb::handle param, TensorView& view) {
-  if (const char* why = view_float32(param, view)) return why;
+void increment_versions(nb::list tensors) { nb::handle(torch.increment_version)(tensors); }
+
+void drop_grad(nb::handle param) {
+  if (torch.grad->set(param.ptr(), Py_None, torch.grad->closure) != 0) throw nb::python_error();
+}
+
+const char* view_param(nb::handle param, TensorView& view, Dtype& dtype) {
+  if (const char* why = view_plain(param, view)) return why;
+  const std::optional<Dtype> found = dtype_of(view);
+  if (!found) return "is not of float32, bfloat16 or float16";
+  dtype = *found;
   return is_dense(view) ? nullptr : "is not dense: its elements overlap or have gaps between them";
 }
 
-const char* view_like(nb::handle tensor, const TensorView& param, TensorView& view) {
-  if (const char* why = view_float32(tensor, view)) return why;
+const char* view_like(nb::handle tensor, const TensorView& param, Dtype dtype, TensorView& view) {
+  if (const char* why = view_plain(tensor, view)) return why;
+  if (dtype_of(view) != dtype)
+    return dtype == Dtype::kFloat32   ? "is not float32"
+           : dtype == Dtype::kFloat16 ? "is not float16"
+                                      : "is not bfloat16";
   bool same = view.ndim == param.ndim;
   for (int d = 0; same && d < view.ndim; ++d)
     same = view.shape[d] == param.shape[d] && (view.shape[d] == 1 || view.strides[d] == param.strides[d]);

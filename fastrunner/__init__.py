@@ -76,7 +76,15 @@ _MODULES = {
         "supervised",
         "wrap_fp16_model",
     ),
-    "optim": ("DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer", "build_optimizer_constructor"),
+    "optim": (
+        "DefaultOptimizerConstructor",
+        "EmaTerm",
+        "FusedAdam",
+        "FusedAdamW",
+        "FusedSGD",
+        "build_optimizer",
+        "build_optimizer_constructor",
+    ),
     "plan.dispatch": ("HookError",),
     "registry": (
         "DATASETS",

@@ -224,6 +224,12 @@ from .optim import (
     EmaTerm as EmaTerm,
 )
 from .optim import (
+    FusedAdam as FusedAdam,
+)
+from .optim import (
+    FusedAdamW as FusedAdamW,
+)
+from .optim import (
     FusedSGD as FusedSGD,
 )
 from .optim import (

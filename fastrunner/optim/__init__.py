@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from .build import DefaultOptimizerConstructor, build_optimizer, build_optimizer_constructor
 from .ema_term import EmaTerm
-from .fused import FusedSGD
+from .fused import FusedAdam, FusedAdamW, FusedSGD
 
-__all__ = ["DefaultOptimizerConstructor", "EmaTerm", "FusedSGD", "build_optimizer", "build_optimizer_constructor"]
+__all__ = [
+    "DefaultOptimizerConstructor",
+    "EmaTerm",
+    "FusedAdam",
+    "FusedAdamW",
+    "FusedSGD",
+    "build_optimizer",
+    "build_optimizer_constructor",
+]

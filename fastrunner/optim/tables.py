@@ -1,213 +1,225 @@
 """The parameters of an optimizer, sorted into those that the compiled core updates and the rest.
 
-The core takes float32 parameters in dense CPU memory of any layout (contiguous, channels_last, transposed), with
-gradients and momentum buffers of the same layout. Addresses of gradients are new in almost every iteration: the core
-reads them, and checks everything else that it relies on, in each step. What it cannot take goes through torch's own
-functional SGD, one parameter at a time, with the same result.
+The core takes float32 parameters in dense CPU memory of any layout (contiguous, channels_last, transposed), and those
+of bfloat16 and float16 through float32 masters; with gradients and state of the same layout. Addresses of gradients are
+new in almost every iteration: the core reads them, and checks everything else that it relies on, in each step. What it
+cannot take goes through torch's own functional optimizer, one parameter at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch  # before _core: both have to run on torch's OpenMP runtime
 from torch import Tensor
-from torch.autograd.graph import increment_version
-from torch.optim.sgd import sgd
 
 from .. import _core
+from .algorithms import Algorithm
+from .ema_term import EmaTerm
+from .masters import KEY as MASTER
+from .masters import master_of, needs_master
+from .memory import shared_gradients, shared_memory
+from .names import ParamGroups, State, name_of
+from .rest import Rest
 
-ParamGroups = list[dict[str, Any]]
-State = MutableMapping[Tensor, dict[str, Any]]
 
-SGD_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+class Table(Protocol):
+    """An optimizer's parameters, as they were when this was built. One implementation a kind of device.
 
+    ``rest``: (group, parameter) -> why torch updates it. ``ema``: the term whose averages it takes, or None.
+    """
 
-class Live(NamedTuple):
-    """A parameter of the rest that has a gradient."""
+    rest: dict[tuple[int, int], str]
+    ema: EmaTerm | None
 
-    group: int
-    name: str
-    param: Tensor
-    grad: Tensor
+    def step(
+        self,
+        param_groups: ParamGroups,
+        state: State,
+        *,
+        max_norm: float | None = None,
+        write_back: bool = True,
+        average: bool = False,
+        zero: bool = False,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """As ``ParamTable.step``; on a GPU the norm is a 0-D tensor there, and nothing waits for it."""
 
 
 class ParamTable:
-    """One optimizer's parameters, as they were when this was built; ``step`` says when that is no longer true.
+    """One optimizer's parameters on the CPU, as they were when this was built; ``step`` says when they no longer are.
 
     Args:
-        param_groups: the optimizer's, with SGD's options.
-        state: the optimizer's. Gets an entry for each parameter that has a gradient and needs a momentum buffer.
+        algorithm: what is computed.
+        param_groups: the optimizer's, with the algorithm's options.
+        state: the optimizer's. Gets an entry for each parameter that has a gradient and needs state.
+        ema: averages that steps may take; of any parameters.
+        masters: update 16-bit parameters through float32 masters. If not, torch updates them, in their dtype.
         isa: instruction set by name; None: the best, or what ``FASTRUNNER_ISA`` forces.
     Raises:
-        ValueError: a momentum buffer in ``state`` is not a tensor of its parameter's shape.
+        ValueError: something in ``state`` is not a tensor of its parameter's shape.
     Cost: a few microseconds a parameter; wanted when parameters or state are replaced, not in each step.
     """
 
-    def __init__(self, param_groups: ParamGroups, state: State, *, isa: str | None = None) -> None:
-        self.rest: dict[tuple[int, int], str] = {}  # (group, parameter) -> why the core does not update it
-        self._rest_params: list[tuple[int, str, Tensor]] = []
-        params: list[Tensor] = []
-        groups: list[int] = []
-        slots: list[dict[str, Any] | None] = []
-        buffers: list[Tensor | None] = []
-        all_params = [p for group in param_groups for p in group["params"]]
-        sharing = {
-            **dict.fromkeys(_shared_gradients(all_params), "shares its gradient with another parameter"),
-            **dict.fromkeys(shared_memory(all_params), "shares memory with another parameter"),
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        param_groups: ParamGroups,
+        state: State,
+        *,
+        ema: EmaTerm | None = None,
+        masters: bool = True,
+        isa: str | None = None,
+    ) -> None:
+        self.ema = ema
+        self.rest: dict[tuple[int, int], str] = {}
+        self._rest = Rest(algorithm, masters=masters)
+        self._algorithm, self._masters = algorithm, masters
+        self._params: list[Tensor] = []
+        self._groups: list[int] = []  # -1: only averaged
+        self._slots: list[dict[str, Any] | None] = []
+        self._states: list[dict[str, Tensor] | None] = []
+        everything = [p for group in param_groups for p in group["params"]]
+        everything += [p for p in ema.params if id(p) not in set(map(id, everything))] if ema else []
+        sharing = shared_memory(everything)
+        why = {
+            **dict.fromkeys(shared_gradients(everything), "shares its gradient with another parameter"),
+            **dict.fromkeys(sharing, "shares memory with another parameter"),
         }
         for g, group in enumerate(param_groups):
             for i, param in enumerate(group["params"]):
-                live = param.grad is not None
-                slot = state[param] if group["momentum"] != 0 and (live or param in state) else None
-                name, buffer = name_of(param_groups, g, i), None
-                why = sharing.get(id(param)) or _refusal(param)
-                if why is None and slot is not None:
-                    buffer, why = _momentum_buffer(param, slot, name)
+                name = name_of(param_groups, g, i)
+                refused = why.get(id(param)) or self._add(g, group, param, name, state)
+                if refused is not None:
+                    self.rest[g, i] = refused
+                    self._rest.add(g, name, param)
+        averages = self._add_averages(ema, sharing)
+        lists = (self._params, self._groups, self._slots, self._states, averages)
+        self._core = _core.UpdateTable(algorithm.name, param_groups, state, *lists, isa)
+
+    def _add(self, g: int, group: dict[str, Any], param: Tensor, name: str, state: State) -> str | None:
+        """Take a parameter in, or say why not."""
+        half = needs_master(param)
+        if half and not self._masters:
+            return "is of 16 bits"
+        if why := _core.refusal(param):
+            return why
+        live = param.grad is not None
+        if param.grad is not None and (why := _core.refusal(param.grad, param)):
+            return f"has a gradient that {why}"
+        slot: dict[str, Any] | None = None
+        states: dict[str, Tensor] = {}
+        keys = self._algorithm.keys(group)
+        if (keys or half) and (live or param in state):
+            slot = state[param]
+            for key in keys:
+                if slot.get(key) is not None:
+                    states[key], why = _fitted(key, param, slot, name)
+                    if why is not None:
+                        return why
+                elif live or self._algorithm.name == "sgd":
+                    states[key] = self._algorithm.new_state(key, param, slot)
+            count = self._algorithm.step_count(slot) if live or "step" in slot else None
+            if count is not None:
+                states["step"] = count
+            if half:
+                master_of(param, slot)
+                states[MASTER], why = _fitted(MASTER, param, slot, name)
                 if why is not None:
-                    self.rest[g, i] = why
-                    self._rest_params.append((g, name, param))
-                    continue
-                params.append(param)
-                groups.append(g)
-                slots.append(slot)
-                buffers.append(buffer)
-        self._core = _core.SgdTable(param_groups, state, params, groups, slots, buffers, isa)
+                    return why
+        self._params.append(param)
+        self._groups.append(g)
+        self._slots.append(slot)
+        self._states.append(states if slot is not None else None)
+        return None
+
+    def _add_averages(self, ema: EmaTerm | None, sharing: set[int]) -> list[Tensor | None]:
+        """The average of each parameter of the table; parameters that are only averaged come in, the rest is noted."""
+        averages: list[Tensor | None] = [None] * len(self._params)
+        if ema is None:
+            return averages
+        rest: list[tuple[Tensor, Tensor]] = []
+        index = {id(p): i for i, p in enumerate(self._params)}
+        # Memory that two averages share, or an average and anything else.
+        states = [t for states in self._states if states for t in states.values()]
+        sharing = sharing | shared_memory([*ema.params, *ema.averages, *states])
+        for param, average in zip(ema.params, ema.averages, strict=True):
+            fits = not {id(param), id(average)} & sharing and _core.refusal(param) is None
+            fits = fits and _core.refusal(average, param, as_float=True) is None
+            if needs_master(param):
+                known = self._states[index[id(param)]] if id(param) in index else None
+                fits = fits and ema.of_masters and known is not None
+            if not fits:
+                rest.append((param, average))
+            elif id(param) in index:
+                averages[index[id(param)]] = average
+            else:
+                self._params.append(param)
+                self._groups.append(-1)
+                self._slots.append(None)
+                self._states.append(None)
+                averages.append(average)
+        self._rest_ema = EmaTerm([p for p, _ in rest], [a for _, a in rest], ema.momentum)
+        return averages
 
     def step(
-        self, param_groups: ParamGroups, state: State, *, max_norm: float | None = None, write_back: bool = True
+        self,
+        param_groups: ParamGroups,
+        state: State,
+        *,
+        max_norm: float | None = None,
+        write_back: bool = True,
+        average: bool = False,
+        zero: bool = False,
+        skip_nonfinite: bool = False,
     ) -> float:
-        """One SGD step over all parameters that have a gradient.
+        """One step over all parameters that have a gradient.
 
         Args:
             param_groups, state: the optimizer's, again; options are read from them now.
-            max_norm: bound on the joint L2 norm of all gradients; None: no clipping, and no norm.
+            max_norm: bound on the joint L2 norm of all gradients; None: no clipping.
             write_back: store the clipped gradients.
+            average: then take the average of ``ema``.
+            zero: then set all gradients to None.
+            skip_nonfinite: update nothing where the norm is not finite.
         Returns:
-            The norm before clipping, a float32 value; NaN if ``max_norm`` is None.
+            The norm before clipping, a float32 value; NaN if neither ``max_norm`` nor ``skip_nonfinite`` wants it.
         Raises:
             fastrunner._core.StaleTable: this table no longer describes the optimizer; nothing was written.
             TypeError: an option is not a number, or a sparse gradient was to be clipped.
-            RuntimeError: torch's SGD cannot update one of the rest either.
+            RuntimeError: torch cannot update one of the rest either.
         """
-        rest = [Live(g, name, p, p.grad) for g, name, p in self._rest_params if p.grad is not None]
-        rest_sum = 0.0 if max_norm is None else sum(_sum_squares(live) for live in rest)
-        grad_norm, clip_coef, written = self._core.step(param_groups, state, max_norm, write_back, rest_sum)
-        increment_version(written)  # graphs that saved the old values fail, as they do after torch's own step
-        if rest:
-            with torch.no_grad():
-                self._torch_step(rest, param_groups, state, clip_coef, write_back)
+        rest_sum = self._rest.sum_squares() if self.rest and (max_norm is not None or skip_nonfinite) else 0.0
+        momentum = self.ema.momentum if average and self.ema is not None else None
+        grad_norm, clip_coef, skipped = self._core.step(
+            param_groups, state, max_norm, write_back, rest_sum, momentum, zero, skip_nonfinite
+        )
+        if self.rest:
+            if not skipped:
+                self._rest.update(param_groups, state, clip_coef, write_back)
+            if zero:
+                self._rest.drop_gradients()
+        if momentum is not None:
+            self._rest_ema.momentum = momentum
+            self._rest_ema.update()
         return grad_norm
 
-    def _torch_step(
-        self, rest: list[Live], param_groups: ParamGroups, state: State, clip_coef: float, write_back: bool
-    ) -> None:
-        """torch.optim.SGD's update of the rest, momentum buffers included."""
-        groups = [param_groups[live.group] for live in rest]
-        # All are looked up before the first is stored, as in torch: a parameter listed twice makes the difference.
-        buffers = [
-            state[live.param].get("momentum_buffer") if group["momentum"] != 0 else None
-            for live, group in zip(rest, groups, strict=True)
-        ]
-        clipped: dict[int, Tensor] = {}  # a gradient that several parameters share is clipped once
-        for (_, name, param, grad), group, buffer in zip(rest, groups, buffers, strict=True):
-            if clip_coef != 1.0:
-                if _home(grad) not in clipped:
-                    clipped[_home(grad)] = grad.mul_(clip_coef) if write_back else grad * clip_coef
-                grad = clipped[_home(grad)]
-            stored, options = [buffer], {key: group[key] for key in SGD_OPTIONS}
-            try:
-                sgd([param], [grad], stored, has_sparse_grad=grad.is_sparse, foreach=False, **options)
-            except (RuntimeError, TypeError) as error:  # sparse with weight decay, say
-                raise RuntimeError(f"{name}: torch.optim.SGD cannot update it either: {error}") from error
-            if group["momentum"] != 0:
-                state[param]["momentum_buffer"] = stored[0]
 
-
-def name_of(param_groups: ParamGroups, group: int, index: int) -> str:
-    """What error messages call a parameter."""
-    names = param_groups[group].get("param_names")
-    return f"parameter group {group}, parameter {index}" + (f" ({names[index]!r})" if names else "")
-
-
-def shared_memory(params: Sequence[Tensor]) -> set[int]:
-    """ids of the parameters whose memory overlaps that of another one, or that are listed twice.
-
-    torch updates such parameters one after the other; the core would do it in any order, and in two threads.
-    """
-    spans = sorted(
-        (p.data_ptr(), p.data_ptr() + p.element_size() * (1 + _last_index(p)), id(p))
-        for p in params
-        if _has_memory(p) and p.numel() > 0
-    )
-    sharing: set[int] = set()
-    furthest, owner = 0, 0
-    for start, end, param in spans:
-        if start < furthest:
-            sharing |= {param, owner}
-        if end > furthest:
-            furthest, owner = end, param
-    return sharing
-
-
-def _shared_gradients(params: Sequence[Tensor]) -> set[int]:
-    """ids of the parameters whose ``.grad`` lies where another one's does: it must not be scaled twice."""
-    owners: dict[int, list[int]] = {}
-    for p in params:
-        if p.grad is not None:
-            owners.setdefault(_home(p.grad), []).append(id(p))
-    return {owner for group in owners.values() if len(group) > 1 for owner in group}
-
-
-def _home(grad: Tensor) -> int:
-    """The same for gradients in the same memory."""
-    return grad.data_ptr() if _has_memory(grad) and grad.numel() > 0 else id(grad)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Subclasses may wrap other tensors and have none of their own."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return plain and tensor.device.type == "cpu"
-
-
-def _last_index(tensor: Tensor) -> int:
-    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _refusal(param: Tensor) -> str | None:
-    why = _core.refusal(param)
-    if why is None and param.grad is not None and (grad_why := _core.refusal(param.grad, param)):
-        why = f"has a gradient that {grad_why}"
-    return why
-
-
-def _momentum_buffer(param: Tensor, slot: dict[str, Any], name: str) -> tuple[Tensor | None, str | None]:
-    """The parameter's momentum buffer in the parameter's layout, or why the core cannot use it."""
-    stored = slot.get("momentum_buffer")
-    if stored is None:
-        return torch.empty_like(param, requires_grad=False), None  # the core writes it before it reads it
+def _fitted(key: str, param: Tensor, slot: dict[str, Any], name: str) -> tuple[Tensor, str | None]:
+    """A state tensor as float32 in the parameter's layout, and why the core cannot use it, if so."""
+    stored = slot[key]
     if not isinstance(stored, Tensor) or stored.shape != param.shape:
         what = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         raise ValueError(
-            f"{name}: its momentum_buffer is {what}, the parameter has shape {tuple(param.shape)}; "
+            f"{name}: its {key} is {what}, the parameter has shape {tuple(param.shape)}; "
             "load the state of a model of the same shapes, or delete optimizer.state[parameter]"
         )
-    why = _core.refusal(stored, param)
-    if why and (stored.dtype, stored.device, stored.layout) == (param.dtype, param.device, torch.strided):
-        # Saved from a model in another memory format, say. Moved once, so that every step is fast.
-        stored = slot["momentum_buffer"] = torch.empty_like(param, requires_grad=False).copy_(stored)
-        why = _core.refusal(stored, param)
-    return stored, f"has a momentum buffer that {why}" if why else None
-
-
-def _sum_squares(live: Live) -> float:
-    grad = live.grad
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"{live.name}: its gradient is sparse, and torch has no norm for that; "
-            "make it dense (nn.Embedding(..., sparse=False)) or do not clip"
-        )
-    magnitudes = grad.abs() if grad.is_complex() else grad
-    norm = float(torch.linalg.vector_norm(magnitudes.detach(), dtype=torch.float64))
-    return norm * norm
+    why = _core.refusal(stored, param, as_float=True)
+    plain = type(stored) is Tensor and (stored.device, stored.layout) == (param.device, torch.strided)
+    dtypes = (torch.float32, param.dtype) if needs_master(param) else (torch.float32,)
+    if why and plain and stored.dtype in dtypes:
+        # Saved from a model in another memory format, or from 16-bit state. Moved once, so that every step is fast.
+        fresh = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
+        stored = slot[key] = fresh.copy_(stored.detach())
+        why = _core.refusal(stored, param, as_float=True)
+    return stored, f"has a {key.replace('_', ' ') if key == 'momentum_buffer' else key} that {why}" if why else None

@@ -16,9 +16,9 @@ from fastrunner import _core
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
-def table(isa: str | None) -> _core.SgdTable:
+def table(isa: str | None) -> _core.UpdateTable:
     params: list[torch.Tensor] = [torch.nn.Parameter(torch.zeros(3))]
-    return _core.SgdTable([{"params": params}], {}, params, [0], [None], [None], isa)
+    return _core.UpdateTable("sgd", [{"params": params}], {}, params, [0], [None], [None], [None], isa)
 
 
 def test_supported_isas_are_best_first_and_end_with_scalar() -> None:
@@ -90,15 +90,14 @@ def test_each_isa_uses_its_registers(assembly: tuple[str, str]) -> None:
     assert not [name for name in wider if name in text]
 
 
-def test_each_isa_exports_its_two_loops_and_nothing_else(assembly: tuple[str, str]) -> None:
+def test_each_isa_exports_its_loops_and_nothing_else(assembly: tuple[str, str]) -> None:
     """A weak symbol, from an inline function in a header, could be the one that every other file is linked to."""
     isa, text = assembly
     visible = set(re.findall(r"^\t\.(?:globl|weak)\t(\S+)$", text, re.M))
     names = subprocess.run(["c++filt", *visible], check=True, capture_output=True, text=True).stdout.split("\n")
-    assert {name.split("(")[0] for name in names if name} == {
-        f"fastrunner::{isa}::sum_squares",
-        f"fastrunner::{isa}::sgd_update",
-    }
+    halves = [f"{verb}_{half}" for verb in ("widen", "narrow", "follow") for half in ("bfloat16", "float16")]
+    loops = ["sum_squares", "sgd_update", "adam_update", "average", *halves]
+    assert {name.split("(")[0] for name in names if name} == {f"fastrunner::{isa}::{loop}" for loop in loops}
 
 
 def test_nothing_is_contracted(assembly: tuple[str, str]) -> None:

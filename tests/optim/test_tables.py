@@ -14,9 +14,16 @@ from torch import Tensor, nn
 
 from fastrunner import _core
 from fastrunner.optim import FusedSGD
-from fastrunner.optim.tables import ParamTable
+from fastrunner.optim.algorithms import Sgd
+from fastrunner.optim.tables import ParamTable, Table
 
 SIZE = 100
+
+
+def table_of(optimizer: FusedSGD) -> Table:
+    assert optimizer._update is not None
+    assert optimizer._update.table is not None
+    return optimizer._update.table
 
 
 class Pair:
@@ -174,7 +181,10 @@ STALE: dict[str, tuple[Callable[[nn.Parameter, FusedSGD], object], str]] = {
         lambda p, o: setattr(p, "data", p.data[:50]),
         "parameter group 0, parameter 1 has another number of elements than before",
     ),
-    "dtype": (lambda p, o: setattr(p, "data", p.data.half()), "parameter group 0, parameter 1 is not float32"),
+    "dtype": (
+        lambda p, o: setattr(p, "data", p.data.half()),
+        "parameter group 0, parameter 1 has another dtype than before",
+    ),
     "gradient": (
         lambda p, o: setattr(p, "grad", torch.ones(2 * SIZE)[::2]),
         "parameter group 0, parameter 1 has a gradient that has another shape or other strides than its parameter",
@@ -195,7 +205,7 @@ def test_a_stale_table_says_what_changed_and_writes_nothing(case: str) -> None:
     for p in params:
         p.grad = torch.ones(SIZE)
     optimizer = FusedSGD(params, lr=0.1, momentum=0.9)
-    table = ParamTable(optimizer.param_groups, optimizer.state)
+    table = ParamTable(Sgd(), optimizer.param_groups, optimizer.state)
     table.step(optimizer.param_groups, optimizer.state)
     change(params[1], optimizer)
     before = params[0].detach().clone()
@@ -208,12 +218,12 @@ def test_a_stale_table_says_what_changed_and_writes_nothing(case: str) -> None:
 
 def test_new_gradients_do_not_rebuild_the_table() -> None:
     pair = Pair()
-    table = pair.fused._table
+    table = table_of(pair.fused)
     for _ in range(3):
         pair.step()
         for p in pair.ours:
             p.grad = None
-    assert pair.fused._table is table
+    assert table_of(pair.fused) is table
 
 
 def test_first_gradient_later_than_the_others() -> None:
@@ -255,27 +265,28 @@ def test_table_holds_what_it_writes_to() -> None:
     """Without the optimizer, the table alone keeps parameters and buffers."""
     param = nn.Parameter(torch.ones(SIZE))
     groups, state = [{"params": [param], **FusedSGD([param]).defaults}], {}  # type: ignore[var-annotated]
-    buffer: Tensor | None = torch.ones(SIZE)
-    table = _core.SgdTable(groups, state, [param], [0], [{}], [buffer])
+    buffer = torch.ones(SIZE)
+    states: list[dict[str, Tensor] | None] = [{"momentum_buffer": buffer}]
+    table = _core.UpdateTable("sgd", groups, state, [param], [0], [{}], states, [None])
     alive = weakref.ref(param), weakref.ref(buffer)
     assert table.num_tensors == 1
-    del param, buffer
+    del param, buffer, states
     groups.clear()
     gc.collect()
     assert all(ref() is not None for ref in alive)
     with pytest.raises(_core.StaleTable, match="param_groups hold other parameters"):
-        table.step(groups, state, None, False, 0.0)
+        table.step(groups, state, None, False, 0.0, None, False, False)
 
 
 def test_core_refuses_what_it_cannot_update() -> None:
     strided = nn.Parameter(torch.ones(4, 6)[:, ::2])
     with pytest.raises(ValueError, match="a parameter is not dense"):
-        _core.SgdTable([{"params": [strided]}], {}, [strided], [0], [None], [None])
+        _core.UpdateTable("sgd", [{"params": [strided]}], {}, [strided], [0], [None], [None], [None])
     plain = nn.Parameter(torch.ones(4))
     with pytest.raises(ValueError, match="must be of the same length"):
-        _core.SgdTable([{"params": [plain]}], {}, [plain], [0, 0], [None], [None])
+        _core.UpdateTable("sgd", [{"params": [plain]}], {}, [plain], [0, 0], [None], [None], [None])
     with pytest.raises(ValueError, match="groups holds an index that param_groups does not have"):
-        _core.SgdTable([{"params": [plain]}], {}, [plain], [1], [None], [None])
+        _core.UpdateTable("sgd", [{"params": [plain]}], {}, [plain], [1], [None], [None], [None])
 
 
 DENSE = {
