@@ -61,6 +61,18 @@ from .dist import (
 from .dist import (
     master_only as master_only,
 )
+from .engine import (
+    collect_results_cpu as collect_results_cpu,
+)
+from .engine import (
+    collect_results_gpu as collect_results_gpu,
+)
+from .engine import (
+    multi_gpu_test as multi_gpu_test,
+)
+from .engine import (
+    single_gpu_test as single_gpu_test,
+)
 from .environment import (
     collect_env as collect_env,
 )
@@ -89,6 +101,9 @@ from .hooks import (
     CyclicMomentumUpdaterHook as CyclicMomentumUpdaterHook,
 )
 from .hooks import (
+    DistEvalHook as DistEvalHook,
+)
+from .hooks import (
     DistSamplerSeedHook as DistSamplerSeedHook,
 )
 from .hooks import (
@@ -96,6 +111,9 @@ from .hooks import (
 )
 from .hooks import (
     EmptyCacheHook as EmptyCacheHook,
+)
+from .hooks import (
+    EvalHook as EvalHook,
 )
 from .hooks import (
     ExpLrUpdaterHook as ExpLrUpdaterHook,
@@ -238,9 +256,7 @@ from .optim import (
 from .optim import (
     build_optimizer_constructor as build_optimizer_constructor,
 )
-from .plan.dispatch import (
-    HookError as HookError,
-)
+from .plan.dispatch import HookError as HookError
 from .registry import (
     DATASETS as DATASETS,
 )
@@ -298,8 +314,6 @@ from .runner.utils import (
 from .runner.utils import (
     get_time_str as get_time_str,
 )
-from .utils import (
-    obj_from_dict as obj_from_dict,
-)
+from .utils import obj_from_dict as obj_from_dict
 
 __version__: str

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ def _check_split(split: str) -> str:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return split
+
+
+def accuracy(results: Sequence[Tensor], labels: Tensor) -> dict[str, float]:
+    """``dict(acc=...)`` of scores (classes,) for each sample.
+
+    Raises:
+        ValueError: not as many results as labels.
+    """
+    if len(results) != len(labels):
+        raise ValueError(f"{len(results)} results for {len(labels)} samples; evaluate the whole data set, in its order")
+    predicted = torch.stack([result.cpu() for result in results]).argmax(1)
+    return {"acc": (predicted == labels).double().mean().item()}
 
 
 @DATASETS.register_module()
@@ -70,6 +82,10 @@ class Digits(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """dict(img=uint8 (1, 8, 8), gt_label=int64 ())."""
         return {"img": self.images[index], "gt_label": self.labels[index]}
+
+    def evaluate(self, results: Sequence[Tensor], logger: Any = None) -> dict[str, float]:
+        """Scores of each class for each sample, in order -> dict(acc=share of the samples that are right)."""
+        return accuracy(results, self.labels)
 
 
 @DATASETS.register_module()
@@ -131,6 +147,10 @@ class Photos(Dataset[dict[str, Tensor]]):
             "img": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             "gt_label": self.labels[index],
         }
+
+    def evaluate(self, results: Sequence[Tensor], logger: Any = None) -> dict[str, float]:
+        """Scores of each class for each sample, in order -> dict(acc=share of the samples that are right)."""
+        return accuracy(results, self.labels)
 
     def make_loader(
         self,

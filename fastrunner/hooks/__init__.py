@@ -4,6 +4,7 @@ from .checkpoint import CheckpointHook
 from .closure import ClosureHook
 from .ema import EMAHook
 from .empty_cache import EmptyCacheHook
+from .evaluation import DistEvalHook, EvalHook
 from .hook import Hook
 from .logger import LoggerHook, TensorboardLoggerHook, TextLoggerHook, WandbLoggerHook
 from .lr import (
@@ -42,9 +43,11 @@ __all__ = [
     "CosineRestartLrUpdaterHook",
     "CyclicLrUpdaterHook",
     "CyclicMomentumUpdaterHook",
+    "DistEvalHook",
     "DistSamplerSeedHook",
     "EMAHook",
     "EmptyCacheHook",
+    "EvalHook",
     "ExpLrUpdaterHook",
     "FixedLrUpdaterHook",
     "FlatCosineAnnealingLrUpdaterHook",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Supervised(nn.Module):
-    """``train_step`` and ``val_step`` (MMCV's contract) around a module and a loss. Made by :func:`supervised`."""
+    """``train_step``, ``val_step`` (MMCV's contract), ``test_step`` around a module and a loss."""
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], keys: tuple[str, str]) -> None:
         super().__init__()
@@ -33,6 +33,10 @@ class Supervised(nn.Module):
     @torch.no_grad()
     def val_step(self, data_batch: Any, optimizer: Any = None, **kwargs: Any) -> dict[str, Any]:
         return self.train_step(data_batch, optimizer, **kwargs)
+
+    def test_step(self, data_batch: Any) -> Tensor:
+        """The module's outputs, one row a sample."""
+        return self(self._split(data_batch)[0])  # type: ignore[no-any-return]
 
     def _split(self, batch: Any) -> tuple[Tensor, Tensor]:
         device = next((p.device for p in self.parameters()), None)

@@ -29,6 +29,7 @@ class ResumeMixin(Planned):
     logger: logging.Logger
     meta: dict[str, Any] | None
     resumed_buffers: dict[str, Tensor]
+    resumed_from: tuple[str, bool]  # path of the checkpoint, and whether it was trusted
     saved_iter: int
     _epoch: int
     _iter: int
@@ -99,6 +100,7 @@ class ResumeMixin(Planned):
             self._epoch, self._iter = meta["epoch"], _mmcv_iter(checkpoint, meta)
             self._resumed = None
         self._inner_iter = 0
+        self.resumed_from = checkpoint, trusted
         self.logger.info(f"resumed epoch {self._epoch}, iter {self._iter} from {checkpoint}")
 
     def _save(

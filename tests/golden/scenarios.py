@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from . import checkpoints, events, hook_info, library, logs, policies, values
+from . import checkpoints, evaluations, events, hook_info, library, logs, policies, values
 
 SCENARIOS: dict[str, ModuleType] = dict(
     events=events,
@@ -22,6 +22,7 @@ SCENARIOS: dict[str, ModuleType] = dict(
     hook_info=hook_info,
     policies=policies,
     library=library,
+    evaluations=evaluations,
 )
 _FOLDER = pathlib.Path(__file__).parent
 

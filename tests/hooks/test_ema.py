@@ -107,7 +107,7 @@ def test_files_and_val_iterations_see_the_averages_and_training_the_raw_weights(
 
 @pytest.mark.parametrize("priority", [45, "NORMAL"])  # before CheckpointHook, and after it
 @pytest.mark.parametrize("kind", [EpochBasedRunner, IterBasedRunner])
-@pytest.mark.parametrize("resume_at", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize("resume_at", [2, 3, 7])
 def test_a_resume_anywhere_equals_a_run_that_was_not_interrupted(kind, priority, resume_at):
     def go(work_dir, resume=None):
         length = dict(max_epochs=3) if kind is EpochBasedRunner else dict(max_iters=9)

@@ -15,8 +15,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from runner.helpers import TinyModel
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
-from fastrunner import CheckpointHook, ClosureHook, FusedSGD, IterBasedRunner, build_dataloader
+from fastrunner import (
+    CheckpointHook,
+    ClosureHook,
+    DistEvalHook,
+    EpochBasedRunner,
+    FusedSGD,
+    IterBasedRunner,
+    build_dataloader,
+)
 from fastrunner.dist import allreduce_grads, allreduce_params
 
 WORLD_SIZE = 2
@@ -51,6 +60,8 @@ def process(rank: int, folder: str) -> None:
     allreduce_grads([param, nn.Parameter(torch.zeros(1))], coalesce=False)
     seen["grad"] = param.grad.tolist()
 
+    seen["evaluated"] = evaluate(rank, folder)
+
     model = WithNorm()
     runner = IterBasedRunner(model, optimizer=FusedSGD(model.parameters(), lr=0.1), work_dir="out", max_iters=10)
     runner.register_optimizer_hook({})
@@ -80,6 +91,39 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def evaluate(rank: int, folder: str) -> dict:
+    """DistEvalHook over five samples: rank 0 has 0, 2, 4, rank 1 has 1, 3 and the padding 0."""
+    found = {}
+    for gpu_collect in (False, True):
+        data = DataLoader(Numbered(), batch_size=2, sampler=DistributedSampler(Numbered(), shuffle=False))
+        model = WithNorm()
+        model.norm.running_mean.fill_(float(rank))
+        model.test_step = lambda batch: [[rank, int(x)] for x in batch[:, 0]]
+        work_dir = f"eval_{gpu_collect}"
+        runner = EpochBasedRunner(
+            model, optimizer=FusedSGD(model.parameters(), lr=0.0), work_dir=work_dir, max_epochs=1
+        )
+        collected = []
+        hook = DistEvalHook(
+            data, save_best="acc", gpu_collect=gpu_collect, evaluate=lambda r, c=collected: c.append(r) or dict(acc=1.0)
+        )
+        runner.register_hook(hook, "LOW")
+        runner.run([[torch.zeros(2, 2)]], [("train", 1)])
+        found[str(gpu_collect)] = collected
+        found[f"mean {gpu_collect}"] = model.norm.running_mean.tolist()
+        dist.barrier()
+        found[f"files {gpu_collect}"] = sorted(os.listdir(work_dir))
+    return found
+
+
+class Numbered:
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((2,), float(index))
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ranks"))
@@ -104,6 +148,15 @@ def test_one_writes_all_stop_and_buffers_agree(ranks):
     assert first["iter"] == second["iter"] == 4
     assert first["running_mean"] == second["running_mean"]
     assert sorted(os.listdir(f"{folder}/out")) == ["iter_2.pth", "iter_4.pth", "latest.pth", "rng"]
+
+
+def test_results_of_all_ranks_are_evaluated_in_the_order_of_the_data(ranks):
+    (first, second), _ = ranks
+    for gpu_collect in ("False", "True"):
+        assert first["evaluated"][gpu_collect] == [[[0, 0], [1, 1], [0, 2], [1, 3], [0, 4]]]
+        assert second["evaluated"][gpu_collect] == []
+        assert first["evaluated"][f"mean {gpu_collect}"] == second["evaluated"][f"mean {gpu_collect}"]  # rank 0's
+        assert first["evaluated"][f"files {gpu_collect}"] == ["best_acc_epoch_1.pth"]
 
 
 def test_every_rank_goes_on_with_its_own_random_state(ranks):

@@ -32,6 +32,7 @@ class LoggerHook(Hook, metaclass=ABCMeta):
         self.ignore_last = ignore_last
         self.reset_flag = reset_flag
         self.by_epoch = by_epoch
+        self._averaged_at = -1  # iteration; EvalHook asks loggers to log training's values before it evaluates
 
     @abstractmethod
     def log(self, runner: BaseRunner) -> Any:
@@ -89,6 +90,7 @@ class LoggerHook(Hook, metaclass=ABCMeta):
         return {**tags, **self.get_lr_tags(runner), **self.get_momentum_tags(runner)}
 
     def before_run(self, runner: BaseRunner) -> None:
+        self._averaged_at = -1
         for hook in reversed(runner.hooks):
             if isinstance(hook, LoggerHook):
                 hook.reset_flag = True  # the last to log clears what all have logged
@@ -103,7 +105,9 @@ class LoggerHook(Hook, metaclass=ABCMeta):
             if self.by_epoch
             else self.every_n_iters(runner, self.interval)
         )
-        if due or (not self.ignore_last and self.end_of_epoch(runner)):
+        due = due or (not self.ignore_last and self.end_of_epoch(runner))
+        if due and runner.iter != self._averaged_at:  # or what is ready now is an evaluation's, not training's
+            self._averaged_at = runner.iter
             runner.log_buffer.average(self.interval)
         self._log_if_ready(runner)
 
