@@ -1,0 +1,1 @@
+"""The step: what an iteration computes, and the recipes that compute it."""
