@@ -57,13 +57,24 @@ def record_compat(mmcv: Any) -> dict[str, Any]:
     return {"script": json.loads(printed.getvalue().splitlines()[-1]), "public names": sorted(public)}
 
 
+def record_files(mmcv: Any) -> dict[str, Any]:
+    """Writes mmcv's own checkpoints, and what the runs that wrote them ended with."""
+    from golden import mmcv_files
+
+    results = {}
+    for kind in mmcv_files.CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            results[kind] = mmcv_files.record(importlib.import_module("mmcv.runner"), kind, folder)
+    return results
+
+
 def main(wanted: list[str]) -> None:
     sys.path.insert(0, str(HERE.parent))
     from golden import scenarios
 
     mmcv, runner = import_mmcv()
     time.sleep = lambda seconds: None
-    whole = dict(config=record_config, compat=record_compat)
+    whole = dict(config=record_config, compat=record_compat, mmcv_files=record_files)
     for name in wanted or [*whole, *scenarios.SCENARIOS]:
         begin = time.perf_counter()
         if name in whole:
