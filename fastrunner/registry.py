@@ -8,15 +8,16 @@ so that ``import fastrunner`` starts nothing and no name is ever missing.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, overload
+
+from .spelling import nearest, parameters, unknown_keys
 
 __all__ = [
     "DATASETS",
@@ -81,17 +82,7 @@ def _nearest_argument(error: Exception, target: Callable[..., Any], args: dict[s
     """The end of a message about arguments that ``target`` misses or does not know: what may have been meant."""
     if not isinstance(error, TypeError) or not re.search(r"(unexpected keyword|required \S+) argument", str(error)):
         return ""
-    known: dict[str, None] = {}
-    for each in target.__mro__ if inspect.isclass(target) else [target]:  # a class may hand its **kwargs on
-        function = vars(each).get("__init__") if inspect.isclass(each) else each
-        if inspect.isfunction(function):
-            known.update(dict.fromkeys(list(inspect.signature(function).parameters)))
-    names = [name for name in known if name not in ("self", "args", "kwargs")]
-    unknown = [name for name in args if name not in names]
-    for name in unknown:
-        if close := difflib.get_close_matches(name, names, n=1):
-            return f"; did you mean {close[0]} instead of {name}?"
-    return f"; it knows {', '.join(names)}" if unknown and names else ""
+    return unknown_keys(args, parameters(target))
 
 
 def _raise_named(error: Exception, name: str, more: str = "") -> NoReturn:
@@ -303,17 +294,12 @@ class Registry:
         registry, name = self._resolve(key)
         found = registry.module_dict.get(name)
         if found is None:
-            raise KeyError(f"{key} is not in the {self._name} registry; {_nearest(name, registry.module_dict)}")
+            known = registry.module_dict
+            hint = f"it has {len(known)} names, none of them alike: import the module that registers {name} first"
+            if close := nearest(name, known, count=3):
+                hint = f"did you mean {' or '.join(close)}?"
+            raise KeyError(f"{key} is not in the {self._name} registry; {hint}")
         return found
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    """The end of a message about an unknown name: what may have been meant, else what to do."""
-    spelled = {k.lower(): k for k in known}  # cosineannealing... is a spelling mistake of CosineAnnealing...
-    close = [spelled[k] for k in difflib.get_close_matches(name.lower(), spelled, n=3)]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"it has {len(known)} names, none of them alike: import the module that registers {name} first"
 
 
 HOOKS = Registry("hook", location="fastrunner.hooks")

@@ -59,9 +59,11 @@ def get_state_dict(
 
 
 def _renamed(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
-    """The state with other keys; ``_metadata`` (module versions) is kept."""
+    """The state with other keys; ``_metadata``, the versions of modules by their path, follows them."""
     renamed: Any = OrderedDict((rename(key), value) for key, value in state.items())
-    renamed._metadata = getattr(state, "_metadata", OrderedDict())
+    versions: Any = getattr(state, "_metadata", {})
+    moved = {rename(f"{path}.")[:-1]: version for path, version in versions.items() if path}
+    renamed._metadata = OrderedDict({**versions, **moved})
     return renamed  # type: ignore[no-any-return]
 
 

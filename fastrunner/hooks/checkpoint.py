@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.ranks import rank_file, save_rank
 from ..dist import allreduce_params
 from ..registry import HOOKS
+from ..spelling import check_keys, parameters, takes_any
 from .folders import check_local, numbered, run_folder
 from .hook import NEVER, Hook
 
@@ -32,6 +33,7 @@ class CheckpointHook(Hook):
         **kwargs: further arguments of ``runner.save_checkpoint``, e.g. ``filename_tmpl``, ``create_symlink``, ``meta``.
     Raises:
         ValueError: a remote ``out_dir`` or backend.
+        KeyError: before the run: an argument that ``runner.save_checkpoint`` does not know.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class CheckpointHook(Hook):
         self._saved_iter = -1  # counted iterations of the newest checkpoint
 
     def before_run(self, runner: BaseRunner) -> None:
+        if not takes_any(runner.save_checkpoint):  # at the first save it would be late: hours may have passed
+            check_keys(self.args, [*parameters(runner.save_checkpoint), *parameters(type(self))], type(self).__name__)
         self.out_dir = run_folder(runner, self._given_out_dir)
         if self.out_dir != runner.work_dir:
             runner.logger.info(f"Checkpoints will be saved to {self.out_dir}.")

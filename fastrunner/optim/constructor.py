@@ -15,19 +15,18 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..model.parallel import unwrap
 from ..registry import OPTIMIZER_BUILDERS, OPTIMIZERS, build_from_cfg
+from ..spelling import check_keys
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 _DCN = ("DeformConv2d", "ModulatedDeformConv2d")  # of mmcv.ops; by name, since nothing here needs them
-_KEYS = frozenset(
-    [
-        "custom_keys",
-        "bias_lr_mult",
-        "bias_decay_mult",
-        "norm_decay_mult",
-        "dwconv_decay_mult",
-        "dcn_offset_lr_mult",
-        "bypass_duplicate",
-    ]
+_KEYS = (
+    "custom_keys",
+    "bias_lr_mult",
+    "bias_decay_mult",
+    "norm_decay_mult",
+    "dwconv_decay_mult",
+    "dcn_offset_lr_mult",
+    "bypass_duplicate",
 )
 
 
@@ -46,7 +45,7 @@ class DefaultOptimizerConstructor:
     Raises:
         TypeError: not dicts.
         ValueError: a factor on weight_decay without a weight_decay.
-        KeyError: an unknown key.
+        KeyError: an unknown key, or an unknown factor in ``custom_keys``.
     """
 
     def __init__(self, optimizer_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -61,12 +60,14 @@ class DefaultOptimizerConstructor:
     def _validate_cfg(self) -> None:
         if not isinstance(self.paramwise_cfg, dict):
             raise TypeError(f"paramwise_cfg should be a dict or None, got {type(self.paramwise_cfg).__name__}")
-        unknown = self.paramwise_cfg.keys() - _KEYS
-        if unknown and type(self) is DefaultOptimizerConstructor:  # a subclass may have keys of its own
-            raise KeyError(f"unknown keys in paramwise_cfg: {sorted(unknown)}; known: {sorted(_KEYS)}")
+        own = type(self) is DefaultOptimizerConstructor  # a subclass may have keys of its own
+        if own:
+            check_keys(self.paramwise_cfg, _KEYS, "paramwise_cfg")
         custom_keys = self.paramwise_cfg.get("custom_keys", {})
         if not isinstance(custom_keys, dict):
             raise TypeError(f"custom_keys should be a dict, got {type(custom_keys).__name__}")
+        for key, factors in custom_keys.items() if own else ():
+            check_keys(factors, ("lr_mult", "decay_mult"), f"custom_keys[{key!r}]")
         decays = [key for key in self.paramwise_cfg if key.endswith("_decay_mult")]
         decays += [f"custom_keys[{key!r}]" for key, factors in custom_keys.items() if "decay_mult" in factors]
         if decays and self.base_wd is None:

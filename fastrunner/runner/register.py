@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hooks.hook import Hook
 from ..registry import HOOKS, build_from_cfg
+from ..spelling import check_keys
 
 if TYPE_CHECKING:
     from ..hooks.priority import Priority
@@ -50,13 +51,14 @@ class RegisterMixin:
         """``log_config``: dict(interval=..., hooks=[dict(type=...), ...]); a hook's own interval wins.
 
         Raises:
-            KeyError: no ``interval`` or no ``hooks``.
+            KeyError: no ``interval`` or no ``hooks``, or another key.
         """
         if log_config is None:
             return
         for key in ("interval", "hooks"):
             if key not in log_config:
                 raise KeyError(f'log_config needs {key!r}, e.g. dict(interval=50, hooks=[dict(type="TextLoggerHook")])')
+        check_keys(log_config, ("interval", "hooks"), "log_config")
         for info in log_config["hooks"]:
             hook = build_from_cfg(info, HOOKS, default_args={"interval": log_config["interval"]})
             self.register_hook(hook, priority="VERY_LOW")

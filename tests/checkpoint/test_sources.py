@@ -134,3 +134,25 @@ def test_only_local_files_are_written(tmp_path):
     save_checkpoint(nn.Linear(1, 1), str(tmp_path / "a.pth"), file_client_args=dict(backend="disk"))
     with pytest.raises(ValueError, match="petrel"):
         save_checkpoint(nn.Linear(1, 1), "s3://a.pth", file_client_args=dict(backend="petrel"))
+
+
+@pytest.mark.parametrize("revise", [[(r"^backbone\.", "neck.")], [(r"^backbone\.", "x."), (r"^x\.", "neck.")]])
+def test_versions_follow_revised_keys(tmp_path, revise):
+    save_checkpoint(nn.ModuleDict(dict(backbone=Versioned())), str(tmp_path / "v.pth"))
+    model = nn.ModuleDict(dict(neck=Versioned()))
+    load_checkpoint(model, str(tmp_path / "v.pth"), strict=True, revise_keys=revise)
+    assert model["neck"].loaded_version == 3
+
+
+def test_a_wrapper_that_is_no_module_and_a_home_folder(tmp_path, monkeypatch):
+    class Bare:
+        def __init__(self, module):
+            self.module = module
+
+    MODULE_WRAPPERS.register_module(name="BareWrapper", module=Bare, force=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain = net()
+    assert list(get_state_dict(Bare(plain))) == list(plain.state_dict())
+    save_checkpoint(Bare(plain), str(tmp_path / "w.pth"))
+    load_checkpoint(Bare(net()), "~/w.pth", strict=True)
+    MODULE_WRAPPERS.module_dict.pop("BareWrapper", None)

@@ -85,3 +85,19 @@ def test_filename_template_and_out_dir():
     runner = make(checkpoint=dict(interval=2, out_dir="elsewhere", filename_tmpl="model_{:04d}.pth", max_keep_ckpts=1))
     runner.run([batches()], [("train", 1)])
     assert sorted(os.listdir("elsewhere/out")) == ["latest.pth", "model_0004.pth"]
+
+
+def test_a_misspelt_argument_is_found_before_the_first_save():
+    runner = make(checkpoint=dict(intervall=2))
+    with pytest.raises(KeyError, match="CheckpointHook has no intervall; did you mean interval instead"):
+        runner.run([batches()], [("train", 1)])
+    assert not list(Path("out").glob("*.pth"))
+
+    class AnyArguments(IterBasedRunner):
+        def save_checkpoint(self, out_dir, **kwargs):
+            self.got = kwargs
+
+    runner = AnyArguments(TinyModel(), work_dir="out", max_iters=4)
+    runner.register_checkpoint_hook(dict(interval=4, by_epoch=False, mine=1))
+    runner.run([batches()], [("train", 1)])
+    assert runner.got["mine"] == 1

@@ -112,7 +112,16 @@ def test_the_config_is_not_changed():
             "norm_decay_mult multiply weight",
         ),
         (dict(type="SGD", paramwise_cfg=dict(bias_lr_mult=2)), ValueError, "bias_lr_mult multiply lr"),
-        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(bias_lr=2)), KeyError, "bias_lr_mult"),
+        (
+            dict(type="SGD", lr=0.1, paramwise_cfg=dict(bias_lr=2)),
+            KeyError,
+            "did you mean bias_lr_mult instead",
+        ),
+        (
+            dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(a=dict(lr_mul=2)))),
+            KeyError,
+            r"custom_keys.*a.* has no lr_mul; did you mean lr_mult",
+        ),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=3)), TypeError, "custom_keys should be a dict"),
     ],
 )

@@ -165,6 +165,11 @@ def test_a_hook_that_raises_is_named(kind, stage):
         (lambda r: r.register_lr_hook(dict(policy="stp", step=1)), KeyError, "unknown policy 'stp'; known: .*Step"),
         (lambda r: r.register_lr_hook(dict(step=1)), ValueError, "the config of a LrUpdaterHook needs"),
         (lambda r: r.register_logger_hooks(dict(hooks=[])), KeyError, "log_config needs .*interval=50"),
+        (
+            lambda r: r.register_logger_hooks(dict(interval=1, hooks=[], hook=[])),
+            KeyError,
+            "log_config has no hook; did you mean hooks instead of hook",
+        ),
         (lambda r: r.register_checkpoint_hook(dict(type="ChekpointHook")), KeyError, "CheckpointHook"),
         (lambda r: r.register_optimizer_hook(print), TypeError, "must be a fastrunner.Hook"),
         (lambda r: r.current_lr(), RuntimeError, "no optimizer"),
