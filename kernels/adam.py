@@ -1,0 +1,208 @@
+"""Adam and AdamW with clipping and EMA folded in: one launch for any number of tensors.
+
+    g <- clip_coef * g                            (stored, where the caller wants clipped gradients)
+    g  = -g if maximize else g
+    Adam:  g = g + weight_decay * p               AdamW:  p <- p * (1 - lr * weight_decay)
+    exp_avg    <- beta1 * exp_avg + (1 - beta1) * g
+    exp_avg_sq <- beta2 * exp_avg_sq + (1 - beta2) * g * g
+    p <- p - step_size * exp_avg / (sqrt(exp_avg_sq) / denom_bias + eps)
+    average <- average * (1 - w) + w * p          (see ema.py; also where there is no gradient)
+Source: Kingma, Ba 2014, https://arxiv.org/abs/1412.6980, algorithm 1; Loshchilov, Hutter 2017,
+https://arxiv.org/abs/1711.05101, algorithm 2; torch.optim.Adam and AdamW, operation by operation, in float32 whatever
+the tensors' dtypes. step_size and denom_bias come from prepare.py. With a float32 master, that is the parameter, and
+the parameter itself only gets its rounded values.
+
+Cost in B per element, all float32: 28 (p, g, exp_avg, exp_avg_sq read; all but g written), + 8 with EMA, + 4 for
+gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and states: 28.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, elements, vectorised
+from .ema import averaged, ema_chunk
+from .prepare import options_at
+from .update import Kind, Rows
+
+
+def adam_reference(
+    p: Tensor,
+    g: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    clip_coef: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, exp_avg, exp_avg_sq) after step number ``step`` = 1, 2, ... In the dtype of ``p``: pass float64 for the truth."""
+    g = clip_coef * (-g if maximize else g)
+    if decoupled:
+        p = p * (1 - lr * weight_decay)
+    elif weight_decay != 0:
+        g = g + weight_decay * p
+    exp_avg = betas[0] * exp_avg + (1 - betas[0]) * g
+    exp_avg_sq = betas[1] * exp_avg_sq + (1 - betas[1]) * g * g
+    step_size, denom_bias = lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
+    return p - step_size * exp_avg / (exp_avg_sq.sqrt() / denom_bias + eps), exp_avg, exp_avg_sq
+
+
+@triton.jit
+def _adam_block(
+    pointers,
+    i,
+    mask,
+    numbers,
+    MASTER: tl.constexpr,
+    CLIP: tl.constexpr,
+    WRITE_BACK: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EMA: tl.constexpr,
+):
+    p_ptr, g_ptr, m_ptr, v_ptr, e_ptr, low_ptr = pointers
+    step_size, denom_bias, decay, beta1, keep1, beta2, keep2, eps, clip_coef, ema_momentum, ema_keep = numbers
+    p = tl.load(p_ptr + i, mask=mask).to(tl.float32)
+    g = tl.load(g_ptr + i, mask=mask).to(tl.float32)
+    if CLIP:
+        g = g * clip_coef
+        if WRITE_BACK:
+            if clip_coef != 1.0:  # NaN too
+                tl.store(g_ptr + i, g.to(g_ptr.dtype.element_ty), mask=mask)
+    if MAXIMIZE:
+        g = -g
+    if DECOUPLED:
+        p = p * decay
+    else:
+        g = tl.where(decay != 0.0, g + decay * p, g)  # a select: 0 * inf would be NaN
+    m = beta1 * tl.load(m_ptr + i, mask=mask).to(tl.float32) + keep1 * g
+    v = beta2 * tl.load(v_ptr + i, mask=mask).to(tl.float32) + keep2 * g * g
+    tl.store(m_ptr + i, m.to(m_ptr.dtype.element_ty), mask=mask)
+    tl.store(v_ptr + i, v.to(v_ptr.dtype.element_ty), mask=mask)
+    denom = tl.div_rn(tl.sqrt_rn(v), denom_bias) + eps
+    p = p - step_size * tl.div_rn(m, denom)
+    tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
+    if MASTER:
+        tl.store(low_ptr + i, p.to(low_ptr.dtype.element_ty), mask=mask)
+    if EMA:
+        average = tl.load(e_ptr + i, mask=mask).to(tl.float32)
+        tl.store(e_ptr + i, averaged(average, p, ema_momentum, ema_keep).to(e_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _adam_kernel(
+    chunks,
+    params,
+    grads,
+    exp_avgs,
+    exp_avg_sqs,
+    averages,
+    lows,
+    bias,
+    scalars,
+    values,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    LOW: tl.constexpr,
+    MASTER: tl.constexpr,
+    EMA: tl.constexpr,
+    CLIP: tl.constexpr,
+    WRITE_BACK: tl.constexpr,
+    SKIP: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tensor, group, first, length = chunk_at(chunks, tl.program_id(0))
+    options = options_at(values, group)
+    weight_decay, beta1, beta2 = tl.load(options + 1), tl.load(options + 2), tl.load(options + 3)
+    decay = weight_decay.to(tl.float32)
+    if DECOUPLED:
+        decay = (1.0 - tl.load(options) * weight_decay).to(tl.float32)
+    weight = tl.load(values + 1)
+    ema_momentum, ema_keep = weight.to(tl.float32), (1.0 - weight).to(tl.float32)
+    acts = tl.load(grads + tensor) != 0
+    if SKIP:
+        acts = acts & (tl.load(scalars + 2) == 0.0)
+
+    p_at = address_at(params, tensor, first, P)
+    e_at = address_at(averages, tensor, first, E) if EMA else p_at
+    if acts:
+        # fmt: off
+        numbers = (
+            tl.load(bias + 2 * tensor), tl.load(bias + 2 * tensor + 1), decay,
+            beta1.to(tl.float32), (1.0 - beta1).to(tl.float32), beta2.to(tl.float32), (1.0 - beta2).to(tl.float32),
+            tl.load(options + 4).to(tl.float32), tl.load(scalars + 1), ema_momentum, ema_keep,
+        )
+        # fmt: on
+        g_at = address_at(grads, tensor, first, G)
+        m_at, v_at = address_at(exp_avgs, tensor, first, S), address_at(exp_avg_sqs, tensor, first, S)
+        low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
+        whole = vectorised(length, p_at | g_at | m_at | v_at | e_at | low_at, BLOCK)
+        p_ptr, g_ptr, m_ptr, v_ptr = aligned(p_at, P), aligned(g_at, G), aligned(m_at, S), aligned(v_at, S)
+        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, aligned(e_at, E), aligned(low_at, LOW))
+        for start in range(0, whole, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            _adam_block(pointers, i, None, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, EMA)
+        p_ptr, g_ptr, m_ptr, v_ptr = elements(p_at, P), elements(g_at, G), elements(m_at, S), elements(v_at, S)
+        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, elements(e_at, E), elements(low_at, LOW))
+        for start in range(whole, length, TAIL):
+            i = start + tl.arange(0, TAIL)
+            _adam_block(pointers, i, i < length, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, EMA)
+    elif EMA:
+        ema_chunk(e_at, p_at, length, ema_momentum, ema_keep, E, P, BLOCK)
+
+
+def launch_adam(
+    chunks: Tensor,
+    rows: Rows,
+    bias: Tensor,
+    scalars: Tensor,
+    values: Tensor,
+    kind: Kind,
+    *,
+    decoupled: bool,
+    block: int = BLOCK,
+) -> None:
+    """Update all tensors that the chunks belong to and that have a gradient; average all of them.
+
+    Args:
+        chunks: int64 (num_chunks, 4), see chunks.py.
+        rows: addresses; ``states`` is (exp_avg, exp_avg_sq).
+        bias: float32 (num_tensors, 2) of ``launch_prepare``, which counts the step.
+        scalars: float32 (3,) of ``launch_prepare``; read with clip or skip_nonfinite.
+        values: float64 (1 + num_groups, 8), see prepare.py.
+        kind: what all these tensors have in common.
+        decoupled: AdamW's weight decay.
+    """
+    if not len(chunks):
+        return
+    exp_avgs, exp_avg_sqs = rows.states
+    _adam_kernel[(len(chunks),)](
+        chunks,
+        rows.params,
+        rows.grads,
+        exp_avgs,
+        exp_avg_sqs,
+        rows.params if rows.averages is None else rows.averages,
+        rows.params if rows.lows is None else rows.lows,
+        bias,
+        scalars,
+        values,
+        **kind.constants(),
+        DECOUPLED=decoupled,
+        BLOCK=block,
+        **LAUNCH,
+    )

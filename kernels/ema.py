@@ -1,0 +1,139 @@
+"""Exponential averages of any number of tensors in one launch.
+
+    average <- average * (1 - momentum) + momentum * value          momentum == 0: the average stays as it is
+Source: MMCV 1.x's EMAHook, formula and order of operations; torch's lerp rounds differently.
+
+Cost: 12 B per float32 element. momentum is read on the device, so a captured graph may be replayed with another one;
+0 leaves the average alone even where the value is inf or NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chunks import (
+    BLOCK,
+    CHUNK,
+    DTYPES,
+    LAUNCH,
+    TAIL,
+    address_at,
+    aligned,
+    check_lists,
+    chunk_at,
+    chunk_rows,
+    elements,
+    launch_on,
+    vectorised,
+)
+
+
+def ema_reference(averages: Sequence[Tensor], values: Sequence[Tensor], momentum: float) -> list[Tensor]:
+    if momentum == 0:
+        return [a.clone() for a in averages]
+    return [
+        (a.float() * (1 - momentum) + momentum * v.float()).to(a.dtype) for a, v in zip(averages, values, strict=True)
+    ]
+
+
+@triton.jit
+def averaged(average, value, momentum, keep):
+    """One block, in float32; ``keep`` is 1 - momentum, rounded once."""
+    return tl.where(momentum != 0.0, average * keep + momentum * value, average)
+
+
+@triton.jit
+def ema_chunk(e_address, v_address, length, momentum, keep, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+    """One chunk of one tensor."""
+    whole = vectorised(length, e_address | v_address, BLOCK)
+    e_ptr, v_ptr = aligned(e_address, E), aligned(v_address, V)
+    for start in range(0, whole, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        average, value = tl.load(e_ptr + i).to(tl.float32), tl.load(v_ptr + i).to(tl.float32)
+        tl.store(e_ptr + i, averaged(average, value, momentum, keep).to(E))
+    e_ptr, v_ptr = elements(e_address, E), elements(v_address, V)
+    for start in range(whole, length, TAIL):
+        i = start + tl.arange(0, TAIL)
+        inside = i < length
+        average = tl.load(e_ptr + i, mask=inside).to(tl.float32)
+        value = tl.load(v_ptr + i, mask=inside).to(tl.float32)
+        tl.store(e_ptr + i, averaged(average, value, momentum, keep).to(E), mask=inside)
+
+
+@triton.jit
+def _ema_kernel(chunks, averages, values, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+    tensor, _group, first, length = chunk_at(chunks, tl.program_id(0))
+    m = tl.load(momentum).to(tl.float64)
+    ema_chunk(
+        address_at(averages, tensor, first, E),
+        address_at(values, tensor, first, V),
+        length,
+        m.to(tl.float32),
+        (1.0 - m).to(tl.float32),
+        E,
+        V,
+        BLOCK,
+    )
+
+
+def launch_ema(
+    chunks: Tensor,
+    averages: Tensor,
+    values: Tensor,
+    momentum: Tensor,
+    *,
+    average_dtype: torch.dtype,
+    value_dtype: torch.dtype,
+    block: int = BLOCK,
+) -> None:
+    """Average all tensors that the chunks belong to.
+
+    Args:
+        chunks: int64 (num_chunks, 4).
+        averages, values: int64 (num_tensors,) addresses, none of them 0.
+        momentum: one floating point element on the device.
+        average_dtype, value_dtype: of all of them.
+    """
+    if len(chunks):
+        dtypes = {"E": DTYPES[average_dtype], "V": DTYPES[value_dtype]}
+        _ema_kernel[(len(chunks),)](chunks, averages, values, momentum, **dtypes, BLOCK=block, **LAUNCH)
+
+
+def ema_(
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
+    momentum: Tensor,
+    *,
+    chunk: int = CHUNK,
+    block: int = BLOCK,
+) -> None:
+    """Averages alone, in place.
+
+    Args:
+        averages, values: dense tensors on one device, in pairs of equal shape and order in memory.
+        momentum: one floating point element on their device: the weight of the new value.
+    Raises:
+        ValueError: the lists do not go together, or momentum is not one element on the device.
+    Cost: as above, and a table of addresses to the device in each call; an optimizer's table keeps it.
+    """
+    check_lists(averages, values)
+    if not averages:
+        return
+    device = averages[0].device
+    if momentum.numel() != 1 or momentum.device != device or not momentum.is_floating_point():
+        raise ValueError(f"momentum must be one floating point element on {device}, got {momentum!r}")
+    pairs: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for average, value in zip(averages, values, strict=True):
+        pairs.setdefault((average.dtype, value.dtype), []).append((average, value))
+    with launch_on(device):
+        for (average_dtype, value_dtype), tensors in pairs.items():
+            rows = chunk_rows([average.numel() for average, _ in tensors], [0] * len(tensors), chunk=chunk).to(device)
+            addresses = torch.tensor([[t.data_ptr() for t in column] for column in zip(*tensors, strict=True)])
+            average_row, value_row = addresses.to(device)
+            dtypes = {"average_dtype": average_dtype, "value_dtype": value_dtype}
+            launch_ema(rows, average_row, value_row, momentum, **dtypes, block=block)

@@ -1,0 +1,73 @@
+"""What the update kernels share: roles of tensors, and what a launch is compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .chunks import DTYPES
+
+
+@dataclass(frozen=True)
+class Rows:
+    """int64 (num_tensors,) addresses on the device, one row a role; 0 where a tensor has none, None where all have none.
+
+    ``params`` are what is updated: the float32 masters, where there are some, and then ``lows`` the 16-bit parameters
+    that get their rounded values. ``states`` are SGD's (momentum buffers,) or Adam's (exp_avg, exp_avg_sq). ``counts``
+    are float32 step counts. ``groups`` are no addresses but parameter groups.
+    """
+
+    params: Tensor
+    grads: Tensor
+    groups: Tensor
+    states: tuple[Tensor, ...] = ()
+    averages: Tensor | None = None
+    lows: Tensor | None = None
+    counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a launch is compiled for; tensors that differ in it need launches of their own.
+
+    Args:
+        param, grad, state, average, low: dtypes by role, as in ``Rows``; None: no such role.
+        clip: multiply gradients by clip_coef.
+        write_back: store them multiplied.
+        skip_nonfinite: leave everything but the averages alone if found_inf is not 0.
+        maximize: climb.
+    """
+
+    param: torch.dtype
+    grad: torch.dtype
+    state: torch.dtype | None = None
+    average: torch.dtype | None = None
+    low: torch.dtype | None = None
+    clip: bool = False
+    write_back: bool = False
+    skip_nonfinite: bool = False
+    maximize: bool = False
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' constants. A role that is missing gets float32, and its pointer is not used."""
+        return {
+            "P": _dtype(self.param),
+            "G": _dtype(self.grad),
+            "S": _dtype(self.state),
+            "E": _dtype(self.average),
+            "LOW": _dtype(self.low),
+            "MASTER": self.low is not None,
+            "EMA": self.average is not None,
+            "CLIP": self.clip,
+            "WRITE_BACK": self.clip and self.write_back,
+            "SKIP": self.skip_nonfinite,
+            "MAXIMIZE": self.maximize,
+        }
+
+
+def _dtype(dtype: torch.dtype | None) -> tl.dtype:
+    return tl.float32 if dtype is None else DTYPES[dtype]
