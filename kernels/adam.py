@@ -10,10 +10,11 @@
 Source: Kingma, Ba 2014, https://arxiv.org/abs/1412.6980, algorithm 1; Loshchilov, Hutter 2017,
 https://arxiv.org/abs/1711.05101, algorithm 2; torch.optim.Adam and AdamW, operation by operation, in float32 whatever
 the tensors' dtypes. step_size and denom_bias come from prepare.py. With a float32 master, that is the parameter, and
-the parameter itself only gets its rounded values.
+the parameter itself gets its rounded values; where the two do not agree, somebody has written to the parameter, and the
+master follows.
 
 Cost in B per element, all float32: 28 (p, g, exp_avg, exp_avg_sq read; all but g written), + 8 with EMA, + 4 for
-gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and states: 28.
+gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and states: 30.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, elements, vectorised
+from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
 from .ema import averaged, ema_chunk
 from .prepare import options_at
 from .update import Kind, Rows
@@ -45,7 +46,7 @@ def adam_reference(
     maximize: bool = False,
     clip_coef: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, exp_avg, exp_avg_sq) after step number ``step`` = 1, 2, ... In the dtype of ``p``: pass float64 for the truth."""
+    """(p, exp_avg, exp_avg_sq) after step number ``step`` = 1, 2, ... In the dtype of ``p``."""
     g = clip_coef * (-g if maximize else g)
     if decoupled:
         p = p * (1 - lr * weight_decay)
@@ -72,11 +73,11 @@ def _adam_block(
 ):
     p_ptr, g_ptr, m_ptr, v_ptr, e_ptr, low_ptr = pointers
     step_size, denom_bias, decay, beta1, keep1, beta2, keep2, eps, clip_coef, ema_momentum, ema_keep = numbers
-    p = tl.load(p_ptr + i, mask=mask).to(tl.float32)
+    p = current(p_ptr, low_ptr, i, mask, MASTER)
     g = tl.load(g_ptr + i, mask=mask).to(tl.float32)
     if CLIP:
         g = g * clip_coef
-        if WRITE_BACK:
+        if WRITE_BACK:  # noqa: SIM102 - this one is decided by the compiler
             if clip_coef != 1.0:  # NaN too
                 tl.store(g_ptr + i, g.to(g_ptr.dtype.element_ty), mask=mask)
     if MAXIMIZE:
@@ -139,6 +140,7 @@ def _adam_kernel(
 
     p_at = address_at(params, tensor, first, P)
     e_at = address_at(averages, tensor, first, E) if EMA else p_at
+    low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
     if acts:
         # fmt: off
         numbers = (
@@ -149,7 +151,6 @@ def _adam_kernel(
         # fmt: on
         g_at = address_at(grads, tensor, first, G)
         m_at, v_at = address_at(exp_avgs, tensor, first, S), address_at(exp_avg_sqs, tensor, first, S)
-        low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
         whole = vectorised(length, p_at | g_at | m_at | v_at | e_at | low_at, BLOCK)
         p_ptr, g_ptr, m_ptr, v_ptr = aligned(p_at, P), aligned(g_at, G), aligned(m_at, S), aligned(v_at, S)
         pointers = (p_ptr, g_ptr, m_ptr, v_ptr, aligned(e_at, E), aligned(low_at, LOW))
@@ -162,7 +163,7 @@ def _adam_kernel(
             i = start + tl.arange(0, TAIL)
             _adam_block(pointers, i, i < length, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, EMA)
     elif EMA:
-        ema_chunk(e_at, p_at, length, ema_momentum, ema_keep, E, P, BLOCK)
+        ema_chunk(e_at, p_at, low_at, length, ema_momentum, ema_keep, E, P, LOW, MASTER, BLOCK)
 
 
 def launch_adam(

@@ -67,6 +67,16 @@ def address_at(row, tensor, first, DTYPE: tl.constexpr):
     return tl.load(row + tensor) + first * (DTYPE.primitive_bitwidth // 8)
 
 
+@triton.jit
+def current(p_ptr, low_ptr, i, mask, MASTER: tl.constexpr):
+    """A block of parameters in float32. A master whose rounded value is not the parameter any more takes that over."""
+    p = tl.load(p_ptr + i, mask=mask).to(tl.float32)
+    if MASTER:
+        low = tl.load(low_ptr + i, mask=mask).to(tl.float32)
+        p = tl.where(p.to(low_ptr.dtype.element_ty).to(tl.float32) == low, p, low)
+    return p
+
+
 def chunk_rows(
     numels: Sequence[int], groups: Sequence[int], *, tensors: Sequence[int] | None = None, chunk: int = CHUNK
 ) -> Tensor:

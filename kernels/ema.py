@@ -27,6 +27,7 @@ from .chunks import (
     check_lists,
     chunk_at,
     chunk_rows,
+    current,
     elements,
     launch_on,
     vectorised,
@@ -48,37 +49,43 @@ def averaged(average, value, momentum, keep):
 
 
 @triton.jit
-def ema_chunk(e_address, v_address, length, momentum, keep, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
-    """One chunk of one tensor."""
-    whole = vectorised(length, e_address | v_address, BLOCK)
-    e_ptr, v_ptr = aligned(e_address, E), aligned(v_address, V)
+def _ema_block(e_ptr, v_ptr, low_ptr, i, mask, momentum, keep, MASTER: tl.constexpr):
+    average = tl.load(e_ptr + i, mask=mask).to(tl.float32)
+    value = current(v_ptr, low_ptr, i, mask, MASTER)
+    tl.store(e_ptr + i, averaged(average, value, momentum, keep).to(e_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def ema_chunk(
+    e_at,
+    v_at,
+    low_at,
+    length,
+    momentum,
+    keep,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LOW: tl.constexpr,
+    MASTER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One chunk of one tensor, from its three addresses; ``low_at`` counts with MASTER."""
+    whole = vectorised(length, e_at | v_at | low_at, BLOCK)
+    e_ptr, v_ptr, low_ptr = aligned(e_at, E), aligned(v_at, V), aligned(low_at, LOW)
     for start in range(0, whole, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        average, value = tl.load(e_ptr + i).to(tl.float32), tl.load(v_ptr + i).to(tl.float32)
-        tl.store(e_ptr + i, averaged(average, value, momentum, keep).to(E))
-    e_ptr, v_ptr = elements(e_address, E), elements(v_address, V)
+        _ema_block(e_ptr, v_ptr, low_ptr, start + tl.arange(0, BLOCK), None, momentum, keep, MASTER)
+    e_ptr, v_ptr, low_ptr = elements(e_at, E), elements(v_at, V), elements(low_at, LOW)
     for start in range(whole, length, TAIL):
         i = start + tl.arange(0, TAIL)
-        inside = i < length
-        average = tl.load(e_ptr + i, mask=inside).to(tl.float32)
-        value = tl.load(v_ptr + i, mask=inside).to(tl.float32)
-        tl.store(e_ptr + i, averaged(average, value, momentum, keep).to(E), mask=inside)
+        _ema_block(e_ptr, v_ptr, low_ptr, i, i < length, momentum, keep, MASTER)
 
 
 @triton.jit
 def _ema_kernel(chunks, averages, values, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
     tensor, _group, first, length = chunk_at(chunks, tl.program_id(0))
     m = tl.load(momentum).to(tl.float64)
-    ema_chunk(
-        address_at(averages, tensor, first, E),
-        address_at(values, tensor, first, V),
-        length,
-        m.to(tl.float32),
-        (1.0 - m).to(tl.float32),
-        E,
-        V,
-        BLOCK,
-    )
+    e_at, v_at = address_at(averages, tensor, first, E), address_at(values, tensor, first, V)
+    ema_chunk(e_at, v_at, v_at, length, m.to(tl.float32), (1.0 - m).to(tl.float32), E, V, V, False, BLOCK)
 
 
 def launch_ema(

@@ -6,10 +6,11 @@
     p <- p - lr * (d + momentum * m if nesterov else m)    (momentum == 0: m is d, and there is no buffer)
     average <- average * (1 - w) + w * p                   (see ema.py; also where there is no gradient)
 Source: torch.optim.SGD and torch.nn.utils.clip_grad_norm_, operation by operation, in float32 whatever the tensors'
-dtypes. With a float32 master, that is the parameter, and the parameter itself only gets its rounded values.
+dtypes. With a float32 master, that is the parameter, and the parameter itself gets its rounded values; where the two do
+not agree, somebody has written to the parameter, and the master follows.
 
 Cost in B per element, all float32: 20 with momentum (p, g, m read; p, m written), 12 without, + 8 with EMA, + 4 for
-gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and momenta: 20.
+gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and momenta: 22.
 lr and the other numbers, clip_coef, found_inf and the average's weight are read on the device.
 """
 
@@ -19,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, elements, vectorised
+from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
 from .ema import averaged, ema_chunk
 from .prepare import options_at
 from .update import Kind, Rows
@@ -38,7 +39,7 @@ def sgd_reference(
     maximize: bool = False,
     clip_coef: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """(p, m) after one step; ``m`` None is the first time. In the dtype of ``p``: pass float64 for the truth."""
+    """(p, m) after one step; ``m`` None is the first time. In the dtype of ``p``."""
     d = clip_coef * (-g if maximize else g)
     if weight_decay != 0:
         d = d + weight_decay * p
@@ -64,11 +65,11 @@ def _sgd_block(
 ):
     p_ptr, g_ptr, m_ptr, e_ptr, low_ptr = pointers
     lr, weight_decay, momentum, undamped, is_first, clip_coef, ema_momentum, ema_keep = numbers
-    p = tl.load(p_ptr + i, mask=mask).to(tl.float32)
+    p = current(p_ptr, low_ptr, i, mask, MASTER)
     d = tl.load(g_ptr + i, mask=mask).to(tl.float32)
     if CLIP:
         d = d * clip_coef
-        if WRITE_BACK:
+        if WRITE_BACK:  # noqa: SIM102 - this one is decided by the compiler
             if clip_coef != 1.0:  # NaN too
                 tl.store(g_ptr + i, d.to(g_ptr.dtype.element_ty), mask=mask)
     if MAXIMIZE:
@@ -78,10 +79,7 @@ def _sgd_block(
         m = tl.load(m_ptr + i, mask=mask).to(tl.float32)
         m = tl.where(is_first, d, momentum * m + undamped * d)
         tl.store(m_ptr + i, m.to(m_ptr.dtype.element_ty), mask=mask)
-        if NESTEROV:
-            d = d + momentum * m
-        else:
-            d = m
+        d = d + momentum * m if NESTEROV else m
     p = p - lr * d
     tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
     if MASTER:
@@ -134,11 +132,11 @@ def _sgd_kernel(
 
     p_at = address_at(params, tensor, first, P)
     e_at = address_at(averages, tensor, first, E) if EMA else p_at
+    low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
     if acts:
         numbers = (lr, weight_decay, momentum, undamped, is_first, clip_coef, ema_momentum, ema_keep)
         g_at = address_at(grads, tensor, first, G)
         m_at = address_at(buffers, tensor, first, S) if MOMENTUM else p_at
-        low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
         whole = vectorised(length, p_at | g_at | m_at | e_at | low_at, BLOCK)
         pointers = (aligned(p_at, P), aligned(g_at, G), aligned(m_at, S), aligned(e_at, E), aligned(low_at, LOW))
         for start in range(0, whole, BLOCK):
@@ -149,7 +147,7 @@ def _sgd_kernel(
             i = start + tl.arange(0, TAIL)
             _sgd_block(pointers, i, i < length, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, MOMENTUM, NESTEROV, EMA)
     elif EMA:
-        ema_chunk(e_at, p_at, length, ema_momentum, ema_keep, E, P, BLOCK)
+        ema_chunk(e_at, p_at, low_at, length, ema_momentum, ema_keep, E, P, LOW, MASTER, BLOCK)
 
 
 def launch_sgd(

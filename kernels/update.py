@@ -14,7 +14,7 @@ from .chunks import DTYPES
 
 @dataclass(frozen=True)
 class Rows:
-    """int64 (num_tensors,) addresses on the device, one row a role; 0 where a tensor has none, None where all have none.
+    """int64 (num_tensors,) addresses on the device, one row a role; 0 for a tensor that has none, None if none has one.
 
     ``params`` are what is updated: the float32 masters, where there are some, and then ``lows`` the 16-bit parameters
     that get their rounded values. ``states`` are SGD's (momentum buffers,) or Adam's (exp_avg, exp_avg_sq). ``counts``
