@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
+from .chunks import LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
 from .ema import averaged, ema_chunk
 from .prepare import options_at
 from .update import Kind, Rows
@@ -175,7 +175,7 @@ def launch_adam(
     kind: Kind,
     *,
     decoupled: bool,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> None:
     """Update all tensors that the chunks belong to and that have a gradient; average all of them.
 
@@ -187,6 +187,7 @@ def launch_adam(
         values: float64 (1 + num_groups, 8), see prepare.py.
         kind: what all these tensors have in common.
         decoupled: AdamW's weight decay.
+        block: elements at once; for tests.
     """
     if not len(chunks):
         return
@@ -204,6 +205,6 @@ def launch_adam(
         values,
         **kind.constants(),
         DECOUPLED=decoupled,
-        BLOCK=block,
+        BLOCK=block or kind.block,
         **LAUNCH,
     )

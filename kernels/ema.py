@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .chunks import (
-    BLOCK,
     CHUNK,
     DTYPES,
     LAUNCH,
     TAIL,
     address_at,
     aligned,
+    block_for,
     check_lists,
     chunk_at,
     chunk_rows,
@@ -81,10 +81,10 @@ def ema_chunk(
 
 
 @triton.jit
-def _ema_kernel(chunks, averages, values, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+def _ema_kernel(chunks, averages, params, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
     tensor, _group, first, length = chunk_at(chunks, tl.program_id(0))
     m = tl.load(momentum).to(tl.float64)
-    e_at, v_at = address_at(averages, tensor, first, E), address_at(values, tensor, first, V)
+    e_at, v_at = address_at(averages, tensor, first, E), address_at(params, tensor, first, V)
     ema_chunk(e_at, v_at, v_at, length, m.to(tl.float32), (1.0 - m).to(tl.float32), E, V, V, False, BLOCK)
 
 
@@ -96,7 +96,7 @@ def launch_ema(
     *,
     average_dtype: torch.dtype,
     value_dtype: torch.dtype,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> None:
     """Average all tensors that the chunks belong to.
 
@@ -108,6 +108,7 @@ def launch_ema(
     """
     if len(chunks):
         dtypes = {"E": DTYPES[average_dtype], "V": DTYPES[value_dtype]}
+        block = block or block_for(average_dtype, value_dtype)
         _ema_kernel[(len(chunks),)](chunks, averages, values, momentum, **dtypes, BLOCK=block, **LAUNCH)
 
 
@@ -117,7 +118,7 @@ def ema_(
     momentum: Tensor,
     *,
     chunk: int = CHUNK,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> None:
     """Averages alone, in place.
 

@@ -50,7 +50,7 @@ def options_at(values, group):
 
 
 @triton.jit
-def _advance(grads, groups, steps, bias, values, num_tensors, found_inf, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def _advance(grads, groups, steps, bias, values, num_tensors, by, BIAS: tl.constexpr, BLOCK: tl.constexpr):
     for start in range(0, num_tensors, BLOCK):
         t = start + tl.arange(0, BLOCK)
         inside = t < num_tensors
@@ -59,7 +59,7 @@ def _advance(grads, groups, steps, bias, values, num_tensors, found_inf, BIAS: t
         inside = inside & (where != 0)
         step_ptr = where.to(tl.pointer_type(tl.float32))
         step = tl.load(step_ptr, mask=inside, other=1.0)
-        step = tl.where(has_grad & (found_inf == 0.0), step + 1.0, step)
+        step += tl.where(has_grad, by, 0.0)
         tl.store(step_ptr, step, mask=inside)
         if BIAS:
             options = options_at(values, tl.load(groups + t, mask=inside, other=0))
@@ -90,14 +90,13 @@ def _prepare_kernel(
     BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    found_inf = 0.0
+    by = 1.0
     if NORM:
         found_inf = finish_norm(partials, num_partials, values, scalars, BLOCK)
-    if STEPS:
         if SKIP:
-            _advance(grads, groups, steps, bias, values, num_tensors, found_inf, BIAS, BLOCK)
-        else:
-            _advance(grads, groups, steps, bias, values, num_tensors, 0.0, BIAS, BLOCK)
+            by = 1.0 - found_inf
+    if STEPS:
+        _advance(grads, groups, steps, bias, values, num_tensors, by, BIAS, BLOCK)
 
 
 def launch_prepare(

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .chunks import BLOCK, LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
+from .chunks import LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
 from .ema import averaged, ema_chunk
 from .prepare import options_at
 from .update import Kind, Rows
@@ -158,7 +158,7 @@ def launch_sgd(
     kind: Kind,
     *,
     nesterov: bool = False,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> None:
     """Update all tensors that the chunks belong to and that have a gradient; average all of them.
 
@@ -170,6 +170,7 @@ def launch_sgd(
         values: float64 (1 + num_groups, 8), see prepare.py.
         kind: what all these tensors have in common.
         nesterov: look ahead.
+        block: elements at once; for tests.
     """
     if not len(chunks):
         return
@@ -187,6 +188,6 @@ def launch_sgd(
         MOMENTUM=bool(rows.states),
         NESTEROV=nesterov,
         FIRST=bool(rows.states) and rows.counts is not None,
-        BLOCK=block,
+        BLOCK=block or kind.block,
         **LAUNCH,
     )

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .chunks import DTYPES
+from .chunks import DTYPES, block_for
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Kind:
     write_back: bool = False
     skip_nonfinite: bool = False
     maximize: bool = False
+
+    @property
+    def block(self) -> int:
+        """Elements at once."""
+        return block_for(self.param, self.grad, self.state, self.average, self.low)
 
     def constants(self) -> dict[str, Any]:
         """The kernels' constants. A role that is missing gets float32, and its pointer is not used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 NUM_THREADS = 1  # two threads that wait for each other crawl where something else has a core; tests of threads set 2
+# Without a GPU, Triton's kernels run in its interpreter, on CPU tensors. Triton reads this when it is imported and when
+# kernels are defined, so it is set before any test is. With a GPU, the same tests run the compiled kernels there.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
