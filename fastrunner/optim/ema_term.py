@@ -18,7 +18,8 @@ class EmaTerm:
     Args:
         params: of any shapes, dtypes and devices; frozen ones, and ones of no optimizer, too.
         averages: tensors of the same shapes. They are written to in place.
-        momentum: m, the weight of the newest parameters. May be set anew before each step.
+        momentum: m, the weight of the newest parameters. May be set anew before each step; on a GPU it may be a 0-D
+            tensor there, so that a captured CUDA graph may be replayed with another.
         of_masters: averages of 16-bit parameters are float32, and follow the float32 masters.
     Raises:
         ValueError: there are not as many averages as parameters, or their shapes differ.
@@ -27,7 +28,12 @@ class EmaTerm:
     __slots__ = ("averages", "momentum", "of_masters", "params")
 
     def __init__(
-        self, params: Sequence[Tensor], averages: Sequence[Tensor], momentum: float, *, of_masters: bool = False
+        self,
+        params: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        momentum: float | Tensor,
+        *,
+        of_masters: bool = False,
     ) -> None:
         if len(params) != len(averages):
             raise ValueError(f"an average for each parameter is wanted: {len(params)} parameters, {len(averages)}")
@@ -45,5 +51,6 @@ class EmaTerm:
     def update(self) -> None:
         """Take the average now, with torch's operations: two passes, 20 B a float32 value."""
         if self.params:
-            torch._foreach_mul_(self.averages, 1 - self.momentum)
-            torch._foreach_add_(self.averages, self.params, alpha=self.momentum)
+            momentum = float(self.momentum)
+            torch._foreach_mul_(self.averages, 1 - momentum)
+            torch._foreach_add_(self.averages, self.params, alpha=momentum)

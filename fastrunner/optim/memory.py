@@ -45,7 +45,7 @@ def home(tensor: Tensor) -> int:
 def _has_memory(tensor: Tensor) -> bool:
     """Subclasses may wrap other tensors and have none of their own."""
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return plain and tensor.device.type == "cpu"
+    return plain and tensor.device.type in ("cpu", "cuda")
 
 
 def _last_index(tensor: Tensor) -> int:

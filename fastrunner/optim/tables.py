@@ -190,7 +190,7 @@ class ParamTable:
             RuntimeError: torch cannot update one of the rest either.
         """
         rest_sum = self._rest.sum_squares() if self.rest and (max_norm is not None or skip_nonfinite) else 0.0
-        momentum = self.ema.momentum if average and self.ema is not None else None
+        momentum = float(self.ema.momentum) if average and self.ema is not None else None
         grad_norm, clip_coef, skipped = self._core.step(
             param_groups, state, max_norm, write_back, rest_sum, momentum, zero, skip_nonfinite
         )

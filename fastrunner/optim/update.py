@@ -13,8 +13,22 @@ from .ema_term import EmaTerm
 from .names import ParamGroups, State
 from .tables import ParamTable, Table
 
+
+def _gpu_table(*args: Any, isa: str | None, **options: Any) -> Table:
+    """Imports triton, which a run on the CPU never pays for."""
+    try:
+        from .gpu_table import GpuTable
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ModuleNotFoundError(
+            "updating parameters on a GPU takes triton: pip install 'fastrunner[triton]'"
+        ) from error
+    return GpuTable(*args, **options)
+
+
 # Kind of device -> its table. The CPU's knows how to hand everything to torch, so it stands in where there is none.
-TABLES: dict[str, Callable[..., Table]] = {"cpu": ParamTable}
+TABLES: dict[str, Callable[..., Table]] = {"cpu": ParamTable, "cuda": _gpu_table}
 
 
 def algorithm_of(optimizer: object) -> Algorithm | None:
