@@ -211,12 +211,8 @@ class IterLoader:
         self._loader = as_loader(dataloader)
         self._dataloader = dataloader
         self._batches: Iterator[Any] | None = None
-        self._epoch = 0
+        self.epoch = 0  # plain attributes, not properties: read in every iteration
         self.position = 0
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
 
     @property
     def dataloader(self) -> Any:
@@ -233,12 +229,12 @@ class IterLoader:
 
     def seek(self, epoch: int, position: int = 0) -> None:
         """Let the next batch be number ``position`` of ``epoch``."""
-        self._epoch, self.position = epoch, position
+        self.epoch, self.position = epoch, position
         self._batches = None
 
     def set_epoch(self, epoch: int) -> None:
         """As of torch's samplers. In that epoch already it stays where it is."""
-        if epoch != self._epoch:
+        if epoch != self.epoch:
             self.seek(epoch)
 
     def __next__(self) -> Any:
@@ -255,19 +251,19 @@ class IterLoader:
         return batch
 
     def _open(self) -> None:
-        if self._epoch:
-            set_epoch(self._dataloader, self._epoch)
-        self._batches = self._loader.start(self._epoch, self.position)
+        if self.epoch:
+            set_epoch(self._dataloader, self.epoch)
+        self._batches = self._loader.start(self.epoch, self.position)
 
     def _wrap(self) -> Any:
         """Start the next epoch and take its first batch."""
-        self._epoch += 1
+        self.epoch += 1
         self.position = 0
-        set_epoch(self._dataloader, self._epoch)
-        self._batches = self._loader.start(self._epoch)
+        set_epoch(self._dataloader, self.epoch)
+        self._batches = self._loader.start(self.epoch)
         for batch in self._batches:
             return batch
-        raise ValueError(f"the data loader gives no batch in epoch {self._epoch}, though its length is {len(self)}")
+        raise ValueError(f"the data loader gives no batch in epoch {self.epoch}, though its length is {len(self)}")
 
     def state_dict(self, unused: int = 0) -> dict[str, Any]:
         """Where the data is.
@@ -275,7 +271,7 @@ class IterLoader:
         Args:
             unused: 1 where the batch that was taken last does not count: its iteration is not finished.
         """
-        return self.state_at(self._epoch, self.position - unused)
+        return self.state_at(self.epoch, self.position - unused)
 
     def state_at(self, epoch: int, position: int) -> dict[str, Any]:
         state: dict[str, Any] = self._loader.state_at(epoch, position)

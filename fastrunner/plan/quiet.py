@@ -18,35 +18,45 @@ if TYPE_CHECKING:
     from .run_plan import RunPlan
 
 
-def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms) -> Call:
-    """One iteration of ``runner.data_batch``; timer, optimizer hook, its clip and the average are all lowered."""
+def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool) -> Call:
+    """One iteration of ``runner.data_batch``; timer, optimizer hook, its clip and the average are all lowered.
+
+    Args:
+        writes: lr or momentum may change in it.
+    """
     model, optimizer, hook, timer, ema = runner.model, runner.optimizer, terms.optimizer_hook, terms.timer, terms.ema
     assert hook is not None
     assert timer is not None
-    clip = None if hook.grad_clip is None else dict(hook.grad_clip)
+    max_norm = None if hook.grad_clip is None else hook.grad_clip["max_norm"]
     update_call, clock = plan.call_of(hook, "after_train_iter"), time.perf_counter
 
     def quiet(runner: BaseRunner) -> None:
-        buffer, call, waited = runner.log_buffer, None, None
+        buffer, call, waited, outputs = runner.log_buffer, None, None, None
         try:
-            if runner._iter >= plan.next_write:
+            if writes and runner._iter >= plan.next_write:
                 plan.write_policies(runner)
             waited = clock() - timer.t
             runner.outputs = outputs = model.train_step(runner.data_batch, optimizer)
-            if type(outputs) is not dict or "log_vars" not in outputs or "num_samples" not in outputs:
+            if type(outputs) is not dict:
                 runner.check_outputs(outputs)
-                outputs = {"log_vars": {}, "num_samples": 1, **outputs}
-            log_vars, count = outputs["log_vars"], outputs["num_samples"]
-            kept = log_vars.copy() if len(log_vars) == buffer.plain_len else buffer.look_at(log_vars)
+            if "log_vars" in outputs:
+                log_vars, count = outputs["log_vars"], outputs["num_samples"]
+                kept = log_vars.copy() if len(log_vars) == buffer.plain_len else buffer.look_at(log_vars)
+            else:
+                kept, count = {}, outputs.get("num_samples")
 
             call = update_call
             optimizer.zero_grad()
             outputs["loss"].backward()
             average = None if ema is None else ema.average_at(runner._iter)
-            if clip is not None:
-                optimizer.step(max_norm=clip["max_norm"], write_back=True, ema=average)
+            if max_norm is not None:
+                if average is None:
+                    grad_norm = optimizer.clipped_step(max_norm)
+                else:
+                    optimizer.step(max_norm=max_norm, ema=average)
+                    grad_norm = optimizer.grad_norm
                 now = clock()
-                buffer.append((count, kept, waited, now - timer.t, optimizer.grad_norm))
+                buffer.append((count, kept, waited, now - timer.t, grad_norm))
             else:
                 if average is None:
                     optimizer.step()
@@ -59,6 +69,8 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms) -> Call:
             if waited is not None:
                 buffer.append((1, {"data_time": waited}))
             if call is None:
+                if outputs is not None:
+                    runner.check_outputs(outputs)  # log_vars without num_samples
                 raise
             buffer.append((count, kept))
             if isinstance(error, (RuntimeError, AttributeError, KeyError)):

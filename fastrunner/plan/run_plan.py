@@ -56,7 +56,9 @@ class RunPlan(HookPlan):
         self.next_due = self.next_write = 0
         self.stale = False
         self._made: dict[tuple[int, ...], Call] = {}
-        self.quiet = self._iteration(runner, ())
+        self._writing = self._silent = self.quiet = self._iteration(runner, ())
+        if self.terms.is_whole(runner) and not self._due.always:
+            self._silent = make_quiet(self, runner, self.terms, writes=False)
 
     def at(self, runner: BaseRunner) -> Call:
         """The iteration at hand, at a due point or where it is not known yet that it is none.
@@ -65,16 +67,28 @@ class RunPlan(HookPlan):
             TypeError: a hook's ``due`` did not return an int.
         """
         called, at = self._due.called(runner)
-        self.next_due = min(at, runner._iter + HOUSEKEEPING)
+        now, end = runner._iter, NEVER if runner._max_iters is None else runner._max_iters
+        self.next_due = min(at, now + HOUSEKEEPING, end)
+        self.quiet = self._writing
+        if self.next_write > now:  # it is known when the lr changes next: until then nothing asks
+            self.quiet, self.next_due = self._silent, min(self.next_due, self.next_write)
         runner.log_buffer.bound()
+        runner.garbage.look()
         if not called:
             return self.quiet
         if not all(map(is_ours, called)):
             self.next_write = 0
+            runner.log_writer.flush()  # what they print comes after what was logged
         key = tuple(map(id, called))
         if key not in self._made:
             self._made[key] = self._iteration(runner, called)
         return self._made[key]
+
+    def fire(self, calls: Calls, runner: BaseRunner) -> None:
+        """Run the calls of one stage, after what was logged before has been written."""
+        if calls:
+            runner.log_writer.flush()
+            super().fire(calls, runner)
 
     def only_ours(self, calls: Calls) -> bool:
         """Whether no user's hook is among the calls."""
@@ -100,6 +114,8 @@ class RunPlan(HookPlan):
                 self.fire((call,) if call is not None else (), runner)
                 at = now + 1
             self.next_write = min(self.next_write, at)
+        if self.next_write > now + 1:
+            self.next_due = 0  # nothing to write for a while: from the next iteration on nothing asks
 
     def finish(self, runner: BaseRunner, timer: IterTimerHook | None = None, late: Calls = ()) -> None:
         """The rest of an iteration whose hooks changed before train_step, with those that are there now.
@@ -119,8 +135,8 @@ class RunPlan(HookPlan):
         ids = {id(hook) for hook in (*called, *self._due.always)}
         if self.plain is None:
             terms, places = self._places(ids)
-            if not any(places[:-1]) and not started and terms.is_whole(runner):
-                return make_quiet(self, runner, terms)
+            if not started and terms.is_whole(runner) and not any(places[:-1]):
+                return make_quiet(self, runner, terms, writes=True)
             return make_iteration(self, runner, terms, places, started=started)
         if self._through:
             before, after = self.before_train_iter, self.after_train_iter

@@ -22,9 +22,11 @@ from ..dist import get_dist_info
 from ..hooks.hook import Hook
 from ..hooks.priority import Priority, get_priority
 from ..log import LogBuffer, get_logger
+from ..log.writer import LogWriter
 from ..model.parallel import unwrap
 from ..plan.dispatch import HookError, named
 from .checks import check_count, check_model, check_optimizer, check_workflow
+from .garbage import Garbage
 from .register import RegisterMixin
 from .resume import ResumeMixin
 from .utils import get_host_info, get_time_str, new_work_dir
@@ -85,6 +87,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         if work_dir is not None:
             os.makedirs(self.work_dir, exist_ok=True)
         self.log_buffer = LogBuffer()
+        self.log_writer = LogWriter(self.logger)
+        self.garbage = Garbage()
         self.data_loader: Any = None
         self.data_batch: Any
         self.outputs: Any
@@ -242,6 +246,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
 
     def call_hook(self, fn_name: str) -> None:
         """Call the method ``fn_name`` of every hook, in order."""
+        self.log_writer.flush()
         for hook in self._hooks:  # the live list: hooks may register further ones
             try:
                 getattr(hook, fn_name)(self)
@@ -309,8 +314,10 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
     def _running(self) -> Iterator[None]:
         """Around all of a run: whatever ends it, the counters are true and what hooks own is closed."""
         failed = True
+        self.garbage = Garbage()
         try:
             yield
+            self.log_writer.close()
             failed = False
             if self.stop_reason is not None:
                 self._keep_place()
@@ -324,9 +331,19 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             self._uncounted = ""
             self._stop_seen = True
             self.resumed_buffers = {}
+            self.garbage.restore()
+            self._close_log(failed)
             for loader in self._loaders:
                 loader.close()
             self._close_hooks(failed)
+
+    def _close_log(self, failed: bool) -> None:
+        try:
+            self.log_writer.close()
+        except Exception as error:
+            if not failed:
+                raise
+            self.logger.error(f"the log could not be written: {type(error).__name__}: {error}")
 
     def _close_hooks(self, failed: bool) -> None:
         """Call every ``close()``. What one raises is logged where an error is under way already, else raised."""

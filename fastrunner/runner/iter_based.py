@@ -87,7 +87,7 @@ class IterBasedRunner(BaseRunner):
     def _train_quietly(self, loader: IterLoader, iters: int, alone: bool) -> None:
         """Go on as ``train`` does for as long as nobody is called: until the next due point, or the entry's end."""
         plan, model = self.current_plan(), self.model
-        while self._iter < plan.next_due and self._iter < self._max_iters and model.training:  # type: ignore[operator]
+        while self._iter < plan.next_due and model.training:
             if self._inner_iter >= iters:
                 if not alone:
                     return

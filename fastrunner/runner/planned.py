@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from ..hooks.hook import Hook
+from ..log.writer import LogWriter
 from ..plan.dispatch import HookList
 from ..plan.run_plan import RunPlan
 
@@ -21,6 +22,7 @@ class Planned:
 
     _plan: RunPlan | None = None
     run_kwargs: dict[str, Any]
+    log_writer: LogWriter
 
     @property
     def model(self) -> Any:
@@ -67,4 +69,5 @@ class Planned:
     def renew_plan(self) -> RunPlan:
         """Make the plan again: methods may be new on hooks. ``FASTRUNNER_PLAN=off`` asks every hook, as MMCV does."""
         self._plan = RunPlan(cast("BaseRunner", self), previous=self._plan)
+        self.log_writer.deferring = self._plan.alone
         return self._plan

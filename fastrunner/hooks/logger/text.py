@@ -90,22 +90,39 @@ class TextLoggerHook(LoggerHook):
         if "time" in output and torch.cuda.is_available():
             log_dict["memory"] = self._get_max_memory(runner)
         log_dict.update(output)
-        self._log_info(log_dict, runner)
-        self._dump_log(log_dict, runner)
+        if type(self) is not TextLoggerHook or self.__dict__.keys() & {"_log_info", "_dump_log"}:
+            self._log_info(log_dict, runner)  # a user's own, called as MMCV calls it
+            self._dump_log(log_dict, runner)
+        else:
+            runner.log_writer.submit(self._write, self._heads(log_dict, runner), log_dict, runner)
         return log_dict
 
     def _log_info(self, log_dict: dict[str, Any], runner: BaseRunner) -> None:
+        self._print(self._heads(log_dict, runner), log_dict, runner)
+
+    def _write(self, heads: list[str], log_dict: dict[str, Any], runner: BaseRunner) -> None:
+        self._print(heads, log_dict, runner)
+        self._dump_log(log_dict, runner)
+
+    def _heads(self, log_dict: dict[str, Any], runner: BaseRunner) -> list[str]:
+        """What needs the runner's counters as they are now: a line before, if there is one, and the line's head."""
+        lines = []
         if runner.meta is not None and "exp_name" in runner.meta:
             at_end = self.by_epoch and self.end_of_epoch(runner)
             if self.every_n_iters(runner, self.interval_exp_name) or at_end:
-                runner.logger.info(f"Exp name: {runner.meta['exp_name']}")
-
+                lines.append(f"Exp name: {runner.meta['exp_name']}")
         if log_dict["mode"] == "train":
-            head = self._train_head(log_dict, runner)
+            lines.append(self._train_head(log_dict, runner))
         elif self.by_epoch:
-            head = f"Epoch({log_dict['mode']}) [{log_dict['epoch']}][{log_dict['iter']}]\t"
+            lines.append(f"Epoch({log_dict['mode']}) [{log_dict['epoch']}][{log_dict['iter']}]\t")
         else:
-            head = f"Iter({log_dict['mode']}) [{log_dict['iter']}]\t"
+            lines.append(f"Iter({log_dict['mode']}) [{log_dict['iter']}]\t")
+        return lines
+
+    def _print(self, heads: list[str], log_dict: dict[str, Any], runner: BaseRunner) -> None:
+        *before, head = heads
+        for line in before:
+            runner.logger.info(line)
         items = (
             f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
             for name, value in log_dict.items()
