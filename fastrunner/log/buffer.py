@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .history import History, check_single, host_means
+from .history import History, check_single, last_means
 
 STRETCH = 1024  # rows between two looks at the size of the histories
 
@@ -80,8 +81,7 @@ class LogBuffer:
         if n < 0:
             raise ValueError(f"n must be >= 0, got {n}")
         self._settle()
-        means = [history.mean(n) for history in self._histories.values()]
-        self.output.update(zip(self._histories, host_means(means), strict=True))
+        self.output.update(zip(self._histories, last_means(list(self._histories.values()), n), strict=True))
         self.ready = True
 
     def clear_output(self) -> None:
@@ -135,34 +135,42 @@ class LogBuffer:
         rows = self._rows[:]
         self._rows.clear()  # the list itself stays: ``append`` is bound to it
         waiting: dict[str, tuple[list[Any], list[int]]] = {}
-        for _, run in groupby(rows, lambda row: (len(row), *row[1])):
-            for name, values, counts in _columns(list(run)):
+        for run in _runs(rows):
+            for name, values, counts in _columns(run):
                 if name in waiting:
                     waiting[name][0].extend(values)
                     waiting[name][1].extend(counts)
                 else:
-                    waiting[name] = list(values), list(counts)
-        for name, (values, counts) in waiting.items():
-            self._extend(name, values, counts)
+                    waiting[name] = values, list(counts)
+        with torch.no_grad():
+            for name, (values, counts) in waiting.items():
+                if name not in self._histories:
+                    self._histories[name] = History(name)
+                self._histories[name].extend(values, counts)
+                if type(values[0]) is not float and name not in self._copied:
+                    self._check_kept(name, values)
 
-    def _extend(self, name: str, column: list[Any], counts: list[int]) -> None:
-        if name not in self._histories:
-            self._histories[name] = History(name)
-        self._histories[name].extend(column, counts)
-        if type(column[0]) is float or name in self._copied:
-            return
-        tensors = [value for value in column if isinstance(value, Tensor)]
-        changed = any(map(_written_to, tensors))
+    def _check_kept(self, name: str, values: list[Any]) -> None:
+        """Keep a key's next values differently, where these should not have been kept as they were."""
+        tensors = [value for value in values if type(value) is not float and isinstance(value, Tensor)]
+        changed = _written_to(*tensors)
         if changed:
             self._copied.add(name)
             warnings.warn(
-                f"log_vars[{name!r}] was changed in place after it was logged: its last {len(column)} values may be "
+                f"log_vars[{name!r}] was changed in place after it was logged: its last {len(values)} values may be "
                 "later ones than they should be. From now on it is copied.",
                 stacklevel=2,
             )
         if changed or any(value.requires_grad for value in tensors):
             self._plain = {names: plain and name not in names for names, plain in self._plain.items()}
             self.plain_len = -1
+
+
+def _runs(rows: list[Row]) -> list[list[Row]]:
+    """The rows, parted where the keys change."""
+    layouts = [(len(row), *row[1]) for row in rows]
+    cuts = [0, *(i for i in range(1, len(rows)) if layouts[i] != layouts[i - 1]), len(rows)]
+    return [rows[begin:end] for begin, end in pairwise(cuts) if begin < end]
 
 
 def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
@@ -177,9 +185,9 @@ def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
     return [times[0], *columns, *norms, times[1]]
 
 
-def _written_to(value: Tensor) -> bool:
-    """Whether an operation has changed the tensor, or one that it shares memory with, in place."""
+def _written_to(*values: Tensor) -> bool:
+    """Whether an operation has changed a tensor, or one that it shares memory with, in place."""
     try:
-        return value._version > 0
+        return any(value._version for value in values)
     except RuntimeError:  # made in inference mode: such tensors do not count
         return False

@@ -30,7 +30,6 @@ class History:
         self._tail.clear()
         return self._floats
 
-    @torch.no_grad()
     def extend(self, values: Sequence[Any], counts: Sequence[int]) -> None:
         """Append values: numbers, or tensors of one element.
 
@@ -39,29 +38,25 @@ class History:
         """
         self.counts.extend(counts)
         try:
-            if isinstance(values[0], Tensor):
-                stack = torch.stack(tuple(values)).reshape(len(values)).double()
-                if stack.device.type == "cpu":
-                    self.floats().extend(stack.tolist())
-                else:
-                    self._tail.append(stack)
-            else:
+            if not isinstance(values[0], Tensor):
                 self.floats().extend(list(map(float, values)))
-        except (TypeError, RuntimeError, ValueError):  # tensors among numbers, on two devices, of several elements
+            elif values[0].device.type == "cpu":  # no transfer to save; one by one is the quickest
+                self.floats().extend([value.item() for value in values])
+            else:
+                self._tail.append(torch.stack(tuple(values)).reshape(len(values)).double())
+        except (AttributeError, TypeError, RuntimeError, ValueError):  # tensors among numbers, of several elements
             self.floats().extend([_float(self.name, value) for value in values])
 
-    @torch.no_grad()
-    def mean(self, n: int) -> Tensor | float:
-        """Weighted mean of the last ``n`` values (0: all): of what is on a device, a 0-D float64 tensor there."""
-        counts = np.array(self.counts[-n:])
-        total = counts.sum()
-        if not total:
-            return float("nan")
-        if self._tail and len(self._tail[-1]) >= len(counts):
-            values = self._tail[-1][-n:]
-            return torch.dot(values, torch.as_tensor(counts, dtype=torch.float64).to(values.device)) / float(total)
-        array = np.array(self.floats()[-n:], dtype=np.float64)
-        return float((array * counts).sum() / total)
+    def tail_mean(self, n: int) -> Tensor | None:
+        """Weighted mean of the last ``n`` values (0: all), 0-D; None where they are not together on a device."""
+        if not self._tail:
+            return None
+        counts = self.counts[-n:]
+        if len(self._tail[-1]) < len(counts) or not any(counts):
+            return None
+        values = self._tail[-1][-n:]
+        weights = torch.tensor(counts, dtype=torch.float64).to(values.device, non_blocking=True)
+        return torch.dot(values, weights) / float(sum(counts))
 
     def keep_last(self, n: int, slack: int) -> None:
         """Where there are more than ``n + slack`` values, drop what is older than the last ``n``; reads the device."""
@@ -72,18 +67,26 @@ class History:
         del self.counts[: max(len(self.counts) - n, 0)]
 
 
-def host_means(means: list[Tensor | float]) -> list[np.float64]:
-    """The same means on the host, with one transfer for each device."""
-    waiting: dict[torch.device, list[int]] = {}
-    for i, mean in enumerate(means):
-        if isinstance(mean, Tensor):
-            waiting.setdefault(mean.device, []).append(i)
-    result = [np.float64("nan") if isinstance(mean, Tensor) else np.float64(mean) for mean in means]
-    for places in waiting.values():
-        read = torch.stack([means[i] for i in places]).tolist()  # type: ignore[misc]
-        for place, mean in zip(places, read, strict=True):
-            result[place] = np.float64(mean)
-    return result
+def last_means(histories: list[History], n: int) -> list[np.float64]:
+    """The weighted mean of each history's last ``n`` values (0: all), with one transfer for each device."""
+    means: dict[int, np.float64] = {}
+    on_device: dict[torch.device, dict[int, Tensor]] = {}
+    by_length: dict[int, list[int]] = {}
+    for i, history in enumerate(histories):
+        mean = history.tail_mean(n)
+        if mean is not None:
+            on_device.setdefault(mean.device, {})[i] = mean
+        else:
+            by_length.setdefault(len(history.counts[-n:]), []).append(i)
+    for waiting in on_device.values():
+        means.update(zip(waiting, map(np.float64, torch.stack(list(waiting.values())).tolist()), strict=True))
+    for places in by_length.values():  # all of one length at once; a row is summed as numpy sums a vector
+        values = np.array([histories[i].floats()[-n:] for i in places], dtype=np.float64)
+        counts = np.array([histories[i].counts[-n:] for i in places])
+        totals = counts.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # no weight at all: NaN
+            means.update(zip(places, (values * counts).sum(axis=1) / totals, strict=True))
+    return [means[i] for i in range(len(histories))]
 
 
 def check_single(name: str, value: Tensor) -> None:

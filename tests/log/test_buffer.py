@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrunner import LogBuffer
+from fastrunner.log.history import History, last_means
 
 VALUES = st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(1, 512)), min_size=1, max_size=60)
 
@@ -126,3 +127,75 @@ def test_keys_that_come_and_go_keep_their_order(rows, every):
             assert buffer.val_history.keys() == expected.keys()
     got = {k: list(zip(v, buffer.n_history[k], strict=True)) for k, v in buffer.val_history.items()}
     assert got == expected
+
+
+def whole(buffer, i):
+    """A row of a whole iteration, as the plan appends it."""
+    buffer.append((4, {"loss": torch.tensor(float(i))}, 0.5, 1.5, torch.tensor(2.0 * i)))
+
+
+def test_rows_of_whole_iterations_equal_single_updates():
+    mixed, single = LogBuffer(), LogBuffer()
+    for i in range(9):
+        if i % 4:
+            whole(mixed, i)
+        for buffer in (single,) if i % 4 else (mixed, single):
+            buffer.update({"data_time": 0.5})
+            buffer.update({"loss": torch.tensor(float(i))}, 4)
+            buffer.update({"grad_norm": torch.tensor(2.0 * i)}, 4)
+            buffer.update({"time": 1.5})
+    assert list(mixed.val_history.items()) == list(single.val_history.items())
+    assert mixed.n_history == single.n_history
+
+
+def test_a_tensor_that_changes_in_place_is_copied_from_the_start_if_that_shows():
+    buffer, total = LogBuffer(), torch.zeros(())
+    for i in range(5):
+        total.add_(i)
+        buffer.update({"total": total, "loss": torch.tensor(float(i))})
+    assert buffer.val_history["total"] == [0.0, 1.0, 3.0, 6.0, 10.0]
+
+
+def test_a_tensor_that_changes_later_is_named_and_copied_from_then_on():
+    buffer, loss = LogBuffer(), torch.ones(())
+    buffer.update({"loss": loss})
+    loss.mul_(2)
+    with pytest.warns(UserWarning, match=r"log_vars\['loss'\] was changed in place"):
+        assert buffer.val_history["loss"] == [2.0]
+    buffer.update({"loss": loss})
+    loss.mul_(2)
+    assert buffer.val_history["loss"] == [2.0, 2.0]
+
+
+def test_a_value_that_needs_a_gradient_only_later_is_detached_from_the_next_look_on():
+    buffer, weight = LogBuffer(), torch.ones((), requires_grad=True)
+    buffer.update({"loss": torch.ones(())})
+    buffer.update({"loss": weight * 3})
+    assert buffer.val_history["loss"] == [1.0, 3.0]
+    buffer.update({"loss": weight * 3})
+    assert buffer._rows[0][1]["loss"].grad_fn is None
+
+
+@given(VALUES, st.integers(0, 70))
+def test_averages_on_another_device_equal_those_on_the_host(rows, n):
+    """No device here: its part of the histories is filled by hand, as ``extend`` would fill it."""
+    host, device = History("x"), History("x")
+    values, counts = [torch.tensor(v) for v, _ in rows], [c for _, c in rows]
+    host.extend(values, counts)
+    device.counts.extend(counts)
+    device._tail.append(torch.stack(values).double())
+    expected, mean = last_means([host], n), last_means([device], n)
+    assert mean[0] == pytest.approx(expected[0], rel=1e-12, abs=1e-9)  # float64, summed in another order
+    assert device.floats() == host.floats()
+
+
+@given(st.lists(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=300), min_size=1, max_size=4))
+def test_averages_of_several_keys_have_the_bits_of_one_by_one(columns):
+    length = min(map(len, columns))
+    histories = []
+    for column in columns:
+        histories.append(History("x"))
+        histories[-1].extend(column[:length], range(1, length + 1))
+    counts = np.arange(1, length + 1)
+    each = [np.sum(np.array(c[:length]) * counts) / np.sum(counts) for c in columns]
+    assert last_means(histories, 0) == each
