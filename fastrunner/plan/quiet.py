@@ -7,7 +7,7 @@ iterations are: what only a called hook could see is left out.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..hooks.optimizer import check_loss
 
@@ -31,7 +31,8 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
     update_call, clock = plan.call_of(hook, "after_train_iter"), time.perf_counter
 
     def quiet(runner: BaseRunner) -> None:
-        buffer, call, waited, outputs = runner.log_buffer, None, None, None
+        buffer, call, waited = runner.log_buffer, None, None
+        outputs: Any = None
         try:
             if writes and runner._iter >= plan.next_write:
                 plan.write_policies(runner)
