@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 
-from fastrunner import Digits
+from fastrunner import ArrayDataset, Digits, build_dataloader
 from fastrunner.bench import machine
 from fastrunner.bench.measure import StampedSource, Timing
 from fastrunner.bench.tax import NEVER, NoopModel, NoopOptimizer
 from fastrunner.bench.training import Plan, make_runner
-from fastrunner.bench.workloads import ArrayLoader
 
 RECORDS = Path(__file__).resolve().parent / "records"
 BAR_US = 1000.0
@@ -35,9 +34,10 @@ BAR_US = 1000.0
 
 def loaders() -> dict[str, Any]:
     digits = Digits("train")
+    dataset = ArrayDataset({"img": digits.images, "gt_label": digits.labels})
     return {
         "a list": [{"img": digits.images[:32], "gt_label": digits.labels[:32]}] * 45,
-        "digits, shuffled": ArrayLoader(digits.images, digits.labels, batch_size=32, shuffle=True, seed=0),
+        "digits, shuffled": build_dataloader(dataset, 32, 0, seed=0),
     }
 
 

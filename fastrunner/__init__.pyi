@@ -26,6 +26,9 @@ from .config import (
     DictAction as DictAction,
 )
 from .data import (
+    ArrayDataset as ArrayDataset,
+)
+from .data import (
     DataContainer as DataContainer,
 )
 from .data import (
@@ -33,6 +36,9 @@ from .data import (
 )
 from .data import (
     IterLoader as IterLoader,
+)
+from .data import (
+    Operation as Operation,
 )
 from .data import (
     Photos as Photos,
@@ -271,6 +277,9 @@ from .registry import (
 )
 from .registry import (
     MODULE_WRAPPERS as MODULE_WRAPPERS,
+)
+from .registry import (
+    OPERATIONS as OPERATIONS,
 )
 from .registry import (
     OPTIMIZER_BUILDERS as OPTIMIZER_BUILDERS,

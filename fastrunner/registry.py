@@ -25,6 +25,7 @@ __all__ = [
     "INITIALIZERS",
     "MODELS",
     "MODULE_WRAPPERS",
+    "OPERATIONS",
     "OPTIMIZERS",
     "OPTIMIZER_BUILDERS",
     "PIPELINES",
@@ -310,5 +311,6 @@ OPTIMIZER_BUILDERS = Registry("optimizer builder", location="fastrunner.optim")
 MODELS = Registry("model", location="fastrunner.model")
 DATASETS = Registry("dataset", location="fastrunner.data")
 PIPELINES = Registry("pipeline", location="fastrunner.data")
+OPERATIONS = Registry("array operation", location="fastrunner.data")
 MODULE_WRAPPERS = Registry("module wrapper", location="fastrunner.model")
 INITIALIZERS = Registry("initializer", location="fastrunner.model")

@@ -26,6 +26,9 @@ To write a backend, derive from :class:`EpochLoader`, give it an ``order`` (a ``
     _next()                    the next batch, waiting for it where it must; never asked for more than the epoch has
     _stop()                    end threads and processes, free memory; called twice it does nothing
 
+A backend that makes batches ahead takes from ``_places(epoch, position)`` which ones, and calls ``_advance()`` for each
+that it hands over; ``_goes_on(epoch, position)`` then tells ``_start`` whether there is nothing to be done.
+
 An exception from ``_start`` or ``_next`` closes the loader and goes on to the caller.
 """
 
@@ -64,12 +67,32 @@ class EpochLoader(ABC):
     position: int = 0
     _fresh: bool = True  # nothing was taken since the last seek: the next iter() starts here, not at the next epoch
     _token: object = None  # of the iterator that is valid
+    _endless: bool = False  # what is made ahead goes over epoch ends
+    _ahead: tuple[int, int] | None = None  # epoch and position of what comes next out of a backend that is at work
 
     @abstractmethod
     def _start(self, epoch: int, position: int) -> None: ...
 
     @abstractmethod
     def _next(self) -> Any: ...
+
+    def _places(self, epoch: int, position: int) -> Iterator[tuple[int, int]]:
+        """(epoch, position) of the batches to make, from here on: to the epoch's end, or without end."""
+        self._endless, self._ahead = self.prefetch_over_epoch_end, (epoch, position)
+        return _places(self.order, epoch, position, self._endless)  # without self, lest a thread keep it alive
+
+    def _goes_on(self, epoch: int, position: int) -> bool:
+        """Whether what is being made is what is asked for. Leave to work over an epoch's end may be gone by then."""
+        if self._ahead != (epoch, position):
+            return False
+        return position > 0 or (self._endless and self.prefetch_over_epoch_end)
+
+    def _advance(self) -> None:
+        """A batch was handed over."""
+        assert self._ahead is not None  # _places came before
+        epoch, position = self._ahead
+        last = position + 1 == self.order.num_batches(epoch)
+        self._ahead = (epoch + 1, 0) if last else (epoch, position + 1)
 
     def _stop(self) -> None:  # noqa: B027  # most backends have something to end, not all
         pass
@@ -171,8 +194,17 @@ class EpochLoader(ABC):
 
     def close(self) -> None:
         """End threads and processes, free the memory. Iterating again brings new ones."""
-        self._token = None
+        self._token = self._ahead = None
         self._stop()
+
+
+def _places(order: BatchOrder, epoch: int, position: int, endless: bool) -> Iterator[tuple[int, int]]:
+    while True:
+        for number in range(position, order.num_batches(epoch)):
+            yield epoch, number
+        if not endless:
+            return
+        epoch, position = epoch + 1, 0
 
 
 def as_loader(source: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import weakref
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
@@ -67,11 +66,10 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
         sampler = EpochSampler(self.order)
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **kwargs)
         self.seed_samples = seed_samples
-        self._keys = _Keys(self)
+        self._keys = _Keys(self.order)
         self._options = {**kwargs, "collate_fn": self.collate_fn}
         self._engine: DataLoader[Any] | None = None
         self._made: Iterator[Any] | None = None  # torch's iterator
-        self._ahead = (0, 0)  # epoch and position of the batch that it gives next
 
     def __len__(self) -> int:
         return len(self.order)
@@ -80,14 +78,14 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
         return EpochLoader.__iter__(self)
 
     def _start(self, epoch: int, position: int) -> None:
-        if self._made is not None and self._ahead == (epoch, position):
+        if self._made is not None and self._goes_on(epoch, position):
             return
         if self._made is not None and not self.persistent_workers:
             self._end_workers()
         if self._engine is None:
             dataset = _Keyed(self.dataset, self.seed if self.seed_samples else None)
             self._engine = DataLoader(dataset, batch_sampler=self._keys, **self._options)
-        self._keys.start = self._ahead = (epoch, position)
+        self._keys.places = self._places(epoch, position)
         if isinstance(self.generator, torch.Generator):
             self.generator.manual_seed(sample_seed(self.seed, epoch, 0) >> 1)
         self._made = iter(self._engine)
@@ -99,13 +97,7 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
                 batch = next(self._made)
         else:
             batch = self._from_workers(self._made)
-        epoch, position = self._ahead
-        if position + 1 < self.order.num_batches(epoch):
-            self._ahead = (epoch, position + 1)
-        elif self.num_workers > 0 and epoch != self._keys.last_epoch:
-            self._ahead = (epoch + 1, 0)  # torch asks for indices ahead, so it is known whether they go on
-        else:
-            self._ahead = (-1, 0)
+        self._advance()
         return batch
 
     @staticmethod
@@ -135,27 +127,20 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
 
 
 class _Keys:
-    """The batch sampler: lists of (epoch, sample id) from ``start`` on, over epoch ends where that is allowed."""
+    """The batch sampler: lists of (epoch, sample id).
 
-    def __init__(self, loader: TorchLoader) -> None:
-        # No cycle: where the garbage collector ends torch's iterator, its queues are closed before its workers hear
-        # of the end, and each of them is waited for in vain, for 5 s.
-        self._loader, self._order = weakref.ref(loader), loader.order
-        self.start = (0, 0)
-        self.last_epoch = -1  # the one after which the iterator has ended
+    It does not know the loader: where the garbage collector has to end torch's iterator, because it is in a cycle, its
+    queues are closed before its workers hear of the end, and each of them is waited for in vain, for 5 s.
+    """
+
+    def __init__(self, order: BatchOrder) -> None:
+        self._order = order
+        self.places: Iterator[tuple[int, int]] = iter(())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, position = self.start
-        self.last_epoch = -1
-        while True:
-            for number in range(position, self._order.num_batches(epoch)):
-                yield [(epoch, index) for index in self._order.ids(epoch, number).tolist()]
-            loader = self._loader()
-            if loader is None or not loader.prefetch_over_epoch_end:
-                self.last_epoch = epoch
-                return
-            del loader
-            epoch, position = epoch + 1, 0
+        places, self.places = self.places, iter(())
+        for epoch, position in places:
+            yield [(epoch, index) for index in self._order.ids(epoch, position).tolist()]
 
 
 class _Keyed(Dataset[Any]):

@@ -8,10 +8,9 @@ from torch import nn
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-from fastrunner.bench.workloads import DATA, LOADERS, MODELS, ArrayLoader, make_loader
+from fastrunner.bench.workloads import DATA, LOADERS, MODELS, make_loader
 from fastrunner.bench.workloads.models import Network
 from fastrunner.data import Digits
-from fastrunner.data.order import epoch_indices
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -52,19 +51,6 @@ def test_layout_and_precision_change_the_body_not_the_result():
     assert seen[-1][1] == torch.bfloat16
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, wanted, rtol=0.1, atol=0.05)  # bfloat16 has 8 bits; three layers
-
-
-def test_array_loader_is_epoch_indices_and_seeks():
-    images, labels = torch.arange(10)[:, None], torch.arange(10)
-    loader = ArrayLoader(images, labels, batch_size=4, shuffle=True, seed=2)
-    epochs = [[batch["gt_label"].tolist() for batch in loader] for _ in range(2)]
-    for epoch, batches in enumerate(epochs):
-        assert [label for batch in batches for label in batch] == epoch_indices(10, seed=2, epoch=epoch).tolist()
-        assert [len(batch) for batch in batches] == [4, 4, 2]
-    loader.seek(1, 2)
-    assert [batch["gt_label"].tolist() for batch in loader] == epochs[1][2:]
-    assert len(loader) == 3
-    assert len(ArrayLoader(images, labels, batch_size=4, shuffle=True, seed=0, drop_last=True)) == 2
 
 
 def test_both_loaders_of_digits_give_the_same_batches():

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Subset
 
-from ...data import Digits, Photos, build_dataloader
-from .arrays import ArrayLoader
+from ...data import ArrayDataset, Digits, Photos, build_dataloader
 from .models import cnn, mlp
 
 # name -> factory(channels, size, classes): uint8 images (N, channels, size, size) -> scores (N, classes)
@@ -36,13 +35,11 @@ LOADERS = ("dali", "dataloader", "memory")
 
 def make_loader(dataset: Any, loader: str, *, batch_size: int, num_workers: int, train: bool, seed: int) -> Any:
     """A source of batches. Training shuffles and drops the last, incomplete batch, so that all iterations are alike."""
-    if loader == "memory":
-        return ArrayLoader(
-            dataset.images, dataset.labels, batch_size=batch_size, shuffle=train, seed=seed, drop_last=train
-        )
+    if loader == "memory":  # one gather a batch: nothing that a thread could do meanwhile
+        dataset, num_workers = ArrayDataset({"img": dataset.images, "gt_label": dataset.labels}), 0
     if loader == "dataloader":
         dataset = Subset(dataset, range(len(dataset)))  # hides the data set's own loader
     return build_dataloader(dataset, batch_size, num_workers, shuffle=train, seed=seed, drop_last=train)
 
 
-__all__ = ["DATA", "LOADERS", "MODELS", "ArrayLoader", "Data", "make_loader"]
+__all__ = ["DATA", "LOADERS", "MODELS", "Data", "make_loader"]
