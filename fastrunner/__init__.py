@@ -41,6 +41,7 @@ _MODULES = {
     ),
     "environment": ("collect_env", "set_random_seed"),
     "hooks": (
+        "Bf16OptimizerHook",
         "CheckpointHook",
         "ClosureHook",
         "CosineAnnealingLrUpdaterHook",
@@ -56,6 +57,10 @@ _MODULES = {
         "ExpLrUpdaterHook",
         "FixedLrUpdaterHook",
         "FlatCosineAnnealingLrUpdaterHook",
+        "Fp16OptimizerHook",
+        "GradientCumulativeBf16OptimizerHook",
+        "GradientCumulativeFp16OptimizerHook",
+        "GradientCumulativeOptimizerHook",
         "Hook",
         "InvLrUpdaterHook",
         "IterTimerHook",

@@ -86,6 +86,9 @@ from .environment import (
     set_random_seed as set_random_seed,
 )
 from .hooks import (
+    Bf16OptimizerHook as Bf16OptimizerHook,
+)
+from .hooks import (
     CheckpointHook as CheckpointHook,
 )
 from .hooks import (
@@ -129,6 +132,18 @@ from .hooks import (
 )
 from .hooks import (
     FlatCosineAnnealingLrUpdaterHook as FlatCosineAnnealingLrUpdaterHook,
+)
+from .hooks import (
+    Fp16OptimizerHook as Fp16OptimizerHook,
+)
+from .hooks import (
+    GradientCumulativeBf16OptimizerHook as GradientCumulativeBf16OptimizerHook,
+)
+from .hooks import (
+    GradientCumulativeFp16OptimizerHook as GradientCumulativeFp16OptimizerHook,
+)
+from .hooks import (
+    GradientCumulativeOptimizerHook as GradientCumulativeOptimizerHook,
 )
 from .hooks import (
     Hook as Hook,

@@ -29,6 +29,13 @@ from .momentum import (
     StepMomentumUpdaterHook,
 )
 from .optimizer import OptimizerHook
+from .optimizer_cumulative import GradientCumulativeOptimizerHook
+from .optimizer_fp16 import (
+    Bf16OptimizerHook,
+    Fp16OptimizerHook,
+    GradientCumulativeBf16OptimizerHook,
+    GradientCumulativeFp16OptimizerHook,
+)
 from .priority import Priority, get_priority
 from .profiler import ProfilerHook
 from .sampler import DistSamplerSeedHook
@@ -36,6 +43,7 @@ from .sync_buffers import SyncBuffersHook
 from .timer import IterTimerHook
 
 __all__ = [
+    "Bf16OptimizerHook",
     "CheckpointHook",
     "ClosureHook",
     "CosineAnnealingLrUpdaterHook",
@@ -51,6 +59,10 @@ __all__ = [
     "ExpLrUpdaterHook",
     "FixedLrUpdaterHook",
     "FlatCosineAnnealingLrUpdaterHook",
+    "Fp16OptimizerHook",
+    "GradientCumulativeBf16OptimizerHook",
+    "GradientCumulativeFp16OptimizerHook",
+    "GradientCumulativeOptimizerHook",
     "Hook",
     "InvLrUpdaterHook",
     "IterTimerHook",

@@ -26,8 +26,9 @@ class Hook:
     asked again after each call. Every hook without ``due`` is called at every iteration.
 
     A hook that should survive a resume implements ``state_dict()`` and ``load_state_dict(state)`` (plain types and
-    tensors); one that owns files or threads implements ``close()``, which is called once when a run ends, however it
-    ends.
+    tensors); one that keeps something in ``runner.meta`` may bring it up to date in ``write_meta(runner)``, which is
+    called before a checkpoint is written; one that owns files or threads implements ``close()``, which is called once
+    when a run ends, however it ends.
     """
 
     stages = (

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .precision import auto_fp16
+
 
 class Supervised(nn.Module):
     """``train_step``, ``val_step`` (MMCV's contract), ``test_step`` around a module and a loss."""
@@ -17,7 +19,9 @@ class Supervised(nn.Module):
         self.model = model
         self.loss_fn = loss_fn
         self.keys = keys
+        self.fp16_enabled = False  # Fp16OptimizerHook and Bf16OptimizerHook switch it on
 
+    @auto_fp16(out_fp32=True)
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)  # type: ignore[no-any-return]
 

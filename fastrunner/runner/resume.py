@@ -108,6 +108,10 @@ class ResumeMixin(Planned):
     ) -> None:
         if meta is not None and not isinstance(meta, dict):
             raise TypeError(f"meta must be a dict or None, got {type(meta).__name__}")
+        for hook in self._hooks:
+            write_meta = getattr(hook, "write_meta", None)
+            if write_meta is not None:
+                write_meta(self)
         meta = {} if meta is None else meta
         meta.update(self.meta or {})
         meta.update(

@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from . import checkpoints, evaluations, events, hook_info, library, logs, policies, values
+from . import accumulation, checkpoints, evaluations, events, hook_info, library, logs, policies, values
 
 SCENARIOS: dict[str, ModuleType] = dict(
     events=events,
@@ -23,6 +23,7 @@ SCENARIOS: dict[str, ModuleType] = dict(
     policies=policies,
     library=library,
     evaluations=evaluations,
+    accumulation=accumulation,
 )
 _FOLDER = pathlib.Path(__file__).parent
 

@@ -23,10 +23,12 @@ from fastrunner import (
     DistEvalHook,
     EpochBasedRunner,
     FusedSGD,
+    GradientCumulativeOptimizerHook,
     IterBasedRunner,
     build_dataloader,
 )
 from fastrunner.dist import allreduce_grads, allreduce_params
+from fastrunner.model.parallel import MMDistributedDataParallel
 
 WORLD_SIZE = 2
 
@@ -61,6 +63,8 @@ def process(rank: int, folder: str) -> None:
     seen["grad"] = param.grad.tolist()
 
     seen["evaluated"] = evaluate(rank, folder)
+    seen["accumulated"] = accumulate(rank)
+    torch.manual_seed(10 + rank)
 
     model = WithNorm()
     runner = IterBasedRunner(model, optimizer=FusedSGD(model.parameters(), lr=0.1), work_dir="out", max_iters=10)
@@ -116,6 +120,30 @@ def evaluate(rank: int, folder: str) -> dict:
     return found
 
 
+def accumulate(rank: int) -> dict:
+    """Windows of two over three iterations, with and without no_sync, and resumed inside a window."""
+    found: dict = {"weights": {}}
+    for name, no_sync, resume in (("each", False, None), ("once", True, None), ("again", True, "once/iter_1.pth")):
+        torch.manual_seed(1)
+        model = MMDistributedDataParallel(TinyModel())
+        optimizer = FusedSGD(model.parameters(), lr=0.1)
+        runner = IterBasedRunner(model, optimizer=optimizer, work_dir=name, max_iters=3)
+        runner.register_optimizer_hook(GradientCumulativeOptimizerHook(2, no_sync=no_sync))
+        runner.register_hook(CheckpointHook(1, by_epoch=False))
+        synced = []
+        runner.register_hook(
+            ClosureHook("after_train_iter", lambda r, s=synced: s.append(r.model.require_backward_grad_sync))
+        )
+        if resume:
+            dist.barrier()
+            runner.resume(resume)
+        generator = torch.Generator().manual_seed(rank)
+        runner.run([[torch.randn(4, 2, generator=generator) for _ in range(3)]], [("train", 1)])
+        found["weights"][name] = [p.tolist() for p in model.parameters()]
+        found[name] = [*synced, model.require_backward_grad_sync]
+    return found
+
+
 class Numbered:
     def __len__(self) -> int:
         return 5
@@ -157,6 +185,20 @@ def test_results_of_all_ranks_are_evaluated_in_the_order_of_the_data(ranks):
         assert second["evaluated"][gpu_collect] == []
         assert first["evaluated"][f"mean {gpu_collect}"] == second["evaluated"][f"mean {gpu_collect}"]  # rank 0's
         assert first["evaluated"][f"files {gpu_collect}"] == ["best_acc_epoch_1.pth"]
+
+
+def test_ranks_exchange_accumulated_gradients_once_a_window(ranks):
+    (first, second), _ = ranks
+    for seen in (first["accumulated"], second["accumulated"]):
+        assert seen["each"] == [True] * 4
+        assert seen["once"] == [False, True, True, True]  # the last window has one iteration; then as it was
+        assert seen["again"] == [True, True, True]
+    weights, others = first["accumulated"]["weights"], second["accumulated"]["weights"]
+    assert weights == others
+    assert weights["again"] == weights["once"]  # each rank has found its own gradients beside the checkpoint
+    for once, each in zip(weights["once"], weights["each"], strict=True):
+        # sums in another order: the last bits of float32
+        torch.testing.assert_close(torch.tensor(once), torch.tensor(each), rtol=1e-6, atol=1e-7)
 
 
 def test_every_rank_goes_on_with_its_own_random_state(ranks):
