@@ -133,7 +133,8 @@ def collate(batch: Sequence[Any], samples_per_gpu: int = 1) -> Any:
     if isinstance(first, (str, bytes)):  # sequences too, but of no samples
         return default_collate(list(batch))
     if isinstance(first, Sequence):
-        return [collate(samples, samples_per_gpu) for samples in zip(*batch, strict=True)]
+        parts = [collate(samples, samples_per_gpu) for samples in zip(*batch, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else parts  # a namedtuple stays one
     if isinstance(first, Mapping):
         return {key: collate([sample[key] for sample in batch], samples_per_gpu) for key in first}
     return default_collate(list(batch))

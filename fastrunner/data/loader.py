@@ -34,6 +34,7 @@ An exception from ``_start`` or ``_next`` closes the loader and goes on to the c
 
 from __future__ import annotations
 
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ import torch
 
 from ..dist import get_dist_info
 from ..registry import DATASETS, build_from_cfg
+from .container import collate
 from .foreign import ForeignLoader, set_epoch
 from .order import BatchOrder
 
@@ -353,7 +355,8 @@ def build_dataloader(
         workers_per_gpu: worker processes or threads for each GPU.
         dist: give each rank its share; None: where a process group is up.
         seed: of the order; None takes torch's initial seed, so ``torch.manual_seed`` decides. Rank 0's counts.
-        **kwargs: for the loader: see :class:`~fastrunner.data.torch_loader.TorchLoader`.
+        **kwargs: for the loader: see :class:`~fastrunner.data.torch_loader.TorchLoader`. Its ``collate_fn`` is
+            :func:`~fastrunner.data.container.collate` by default: torch's, which knows DataContainers.
     Returns:
         An :class:`EpochLoader` with ``dataset`` and ``batch_size``.
     Raises:
@@ -376,6 +379,8 @@ def build_dataloader(
     make_loader = getattr(dataset, "make_loader", None)
     if make_loader is None:
         from .torch_loader import TorchLoader
+
+        kwargs.setdefault("collate_fn", functools.partial(collate, samples_per_gpu=samples_per_gpu))
 
         def make_loader(**options: Any) -> Any:
             return TorchLoader(dataset, **options)

@@ -91,7 +91,7 @@ class EvalHook(Hook):
         self.by_epoch = by_epoch
         self.save_best = save_best
         self.rule = rule
-        self.test_fn = test_fn
+        self.test_fn: Callable[..., Any] = test_fn or single_gpu_test  # an overridden _do_evaluate calls it
         self.greater_keys = keys_of("greater_keys", greater_keys, self._default_greater_keys)
         self.less_keys = keys_of("less_keys", less_keys, self._default_less_keys)
         self.out_dir = self._given_out_dir = out_dir
@@ -229,7 +229,7 @@ class EvalHook(Hook):
             self._save_ckpt(runner, key_score)
 
     def _test(self, runner: BaseRunner) -> Any:
-        return (self.test_fn or single_gpu_test)(runner.model, self.dataloader)
+        return self.test_fn(runner.model, self.dataloader)
 
     def evaluate(self, runner: BaseRunner, results: Any) -> Any:
         """Put the scores into the log buffer; returns the one that decides, or None."""
@@ -335,8 +335,8 @@ class DistEvalHook(EvalHook):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            dataloader, start, interval, by_epoch, save_best, rule, test_fn, greater_keys, less_keys, out_dir,
-            file_client_args, **kwargs,
+            dataloader, start, interval, by_epoch, save_best, rule, test_fn or multi_gpu_test, greater_keys, less_keys,
+            out_dir, file_client_args, **kwargs,
         )  # fmt: skip
         self.broadcast_bn_buffer = broadcast_bn_buffer
         self.tmpdir = tmpdir
@@ -359,8 +359,7 @@ class DistEvalHook(EvalHook):
 
     def _test(self, runner: BaseRunner) -> Any:
         tmpdir = self.tmpdir or os.path.join(runner.work_dir, ".eval_hook")
-        test = self.test_fn or multi_gpu_test
-        return test(runner.model, self.dataloader, tmpdir=tmpdir, gpu_collect=self.gpu_collect)
+        return self.test_fn(runner.model, self.dataloader, tmpdir=tmpdir, gpu_collect=self.gpu_collect)
 
 
 @contextmanager

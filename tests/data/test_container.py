@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from fastrunner import DataContainer, collate, scatter
+from fastrunner import DataContainer, build_dataloader, collate, scatter
 from fastrunner.data.container import scatter_kwargs
 
 Pair = namedtuple("Pair", "image label")
@@ -34,6 +34,17 @@ def test_a_data_loader_collates_strings_too():
     (batch,) = DataLoader(samples, batch_size=3, collate_fn=partial(collate, samples_per_gpu=3))
     assert batch["img"].data[0].shape == (3, 1, 2, 4)
     assert batch["name"] == ["0", "1", "2"]
+
+
+def test_build_dataloader_knows_containers():
+    samples = [dict(img=DataContainer(torch.ones(1, 2, 2 + i), stack=True), y=i, pair=Pair(i, "a")) for i in range(4)]
+    loader = build_dataloader(samples, samples_per_gpu=2, workers_per_gpu=0, num_gpus=2, shuffle=False)
+    (batch,) = loader
+    assert [tuple(part.shape) for part in batch["img"].data] == [(2, 1, 2, 3), (2, 1, 2, 5)]
+    assert batch["y"].tolist() == [0, 1, 2, 3]
+    assert batch["pair"].image.tolist() == [0, 1, 2, 3]
+    (plain,) = build_dataloader([(torch.ones(2), 3)], 1, 0)
+    assert (plain[0].shape, plain[1].tolist()) == ((1, 2), [3])
 
 
 def test_container_tells_about_its_tensor():

@@ -445,3 +445,16 @@ def test_what_can_only_be_known_in_the_run():
         make(EpochBasedRunner, hook, work_dir="two").run([batches(1)], [("train", 1)])
     with pytest.raises(ValueError, match="3 results for 355 samples"):
         Digits("val").evaluate([torch.ones(10)] * 3)
+
+
+@pytest.mark.parametrize("hook_class", [EvalHook, DistEvalHook])
+def test_an_overridden_do_evaluate_finds_the_function_that_tests(hook_class):
+    class Remembers(hook_class):  # as mmcls has it
+        def _do_evaluate(self, runner):
+            where = dict(tmpdir=None, gpu_collect=True) if hook_class is DistEvalHook else {}
+            self.latest_results = self.test_fn(runner.model, self.dataloader, **where)
+            self.evaluate(runner, self.latest_results)
+
+    hook = Remembers(batches(), by_epoch=False, interval=3, evaluate=lambda results: dict(n=len(results)))
+    make(IterBasedRunner, hook).run([batches()], [("train", 1)])
+    assert len(hook.latest_results) == sum(map(len, batches()))
