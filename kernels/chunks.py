@@ -107,7 +107,17 @@ def chunk_rows(
         for column, group, numel in zip(columns, groups, numels, strict=True)
         for first in range(0, numel, chunk)
     ]
-    return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 4)
+
+
+def address_rows(*lists: Sequence[Tensor]) -> Tensor:
+    """The addresses of lists of tensors: int64 (num_lists, num_tensors) on the CPU."""
+    return torch.tensor([[t.data_ptr() for t in tensors] for tensors in lists], dtype=torch.int64, device="cpu")
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()
 
 
 def check_lists(*lists: Sequence[Tensor]) -> None:

@@ -22,6 +22,7 @@ from .chunks import (
     LAUNCH,
     TAIL,
     address_at,
+    address_rows,
     aligned,
     block_for,
     check_lists,
@@ -30,6 +31,7 @@ from .chunks import (
     current,
     elements,
     launch_on,
+    to_device,
     vectorised,
 )
 
@@ -140,8 +142,8 @@ def ema_(
         pairs.setdefault((average.dtype, value.dtype), []).append((average, value))
     with launch_on(device):
         for (average_dtype, value_dtype), tensors in pairs.items():
-            rows = chunk_rows([average.numel() for average, _ in tensors], [0] * len(tensors), chunk=chunk).to(device)
-            addresses = torch.tensor([[t.data_ptr() for t in column] for column in zip(*tensors, strict=True)])
-            average_row, value_row = addresses.to(device)
+            numels = [average.numel() for average, _ in tensors]
+            rows = to_device(chunk_rows(numels, [0] * len(tensors), chunk=chunk), device)
+            average_row, value_row = to_device(address_rows(*zip(*tensors, strict=True)), device)
             dtypes = {"average_dtype": average_dtype, "value_dtype": value_dtype}
             launch_ema(rows, average_row, value_row, momentum, **dtypes, block=block)

@@ -27,12 +27,14 @@ from .chunks import (
     LAUNCH,
     TAIL,
     address_at,
+    address_rows,
     aligned,
     check_lists,
     chunk_at,
     chunk_rows,
     elements,
     launch_on,
+    to_device,
     vectorised,
 )
 
@@ -43,7 +45,7 @@ NUM_SCALARS = 3
 def grad_norm_reference(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     """float32 (3,): grad_norm, clip_coef, found_inf; the sum in float64."""
     squares = [g.double().square().sum() for g in grads]
-    norm = torch.stack(squares).sum().sqrt().float() if squares else torch.zeros(())
+    norm = torch.stack(squares).sum().sqrt().float() if squares else torch.zeros((), device="cpu")
     return torch.stack([norm, (max_norm / (norm + 1e-6)).clamp(max=1.0), (~norm.isfinite()).float()])
 
 
@@ -137,14 +139,14 @@ def grad_norm(
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for g in grads:
         by_dtype.setdefault(g.dtype, []).append(g)
-    scalars = torch.empty(NUM_SCALARS, device=device)
+    scalars = torch.empty(NUM_SCALARS, dtype=torch.float32, device=device)
     if not grads:
         return scalars.copy_(grad_norm_reference(grads, max_norm))
     parts = []
     with launch_on(device):
         for dtype, tensors in by_dtype.items():
-            rows = chunk_rows([g.numel() for g in tensors], [0] * len(tensors), chunk=chunk).to(device)
-            addresses = torch.tensor([g.data_ptr() for g in tensors]).to(device)
+            rows = to_device(chunk_rows([g.numel() for g in tensors], [0] * len(tensors), chunk=chunk), device)
+            addresses = to_device(address_rows(tensors), device)[0]
             parts.append(torch.empty(len(rows), dtype=torch.float64, device=device))
             launch_sum_squares(rows, addresses, parts[-1], dtype=dtype, block=block)
         limit = torch.full((), max_norm, dtype=torch.float64, device=device)

@@ -23,7 +23,7 @@ Scalar = float | Tensor
 def grad_norm(grads: Iterable[Tensor]) -> Tensor:
     """Joint L2 norm: float32, 0-D. Summed in float64; torch's own norm is off by 1e-3 at 25 million elements."""
     squares = [(g.abs() if g.is_complex() else g).to(torch.float64).square().sum() for g in grads]
-    return torch.stack(squares).sum().sqrt().float() if squares else torch.zeros(())
+    return torch.stack(squares).sum().sqrt().float() if squares else torch.zeros((), dtype=torch.float32)
 
 
 def clip_coef(norm: Tensor, max_norm: Scalar) -> Tensor:

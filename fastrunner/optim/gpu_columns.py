@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.chunks import dense, same_order
-from .gpu_page import to_device
+from ..kernels.chunks import dense, same_order, to_device
 from .gpu_rules import Form
 from .masters import KEY as MASTER
 from .masters import needs_master
@@ -141,8 +140,9 @@ def _step(slot: dict[str, Any], device: torch.device, fresh: dict[str, Tensor]) 
     """The counter, as torch has it with fused=True or capturable=True; without these it lies on the CPU."""
     step = slot.get(STEP)
     if step is None:
-        fresh[STEP] = step = torch.zeros((), device=device)
+        fresh[STEP] = step = torch.zeros((), dtype=torch.float32, device=device)
     elif not isinstance(step, Tensor) or step.dtype != torch.float32 or step.shape != () or step.device != device:
-        counted = step.detach().float().reshape(()) if isinstance(step, Tensor) else torch.tensor(float(step))
+        counted = step.detach() if isinstance(step, Tensor) else torch.scalar_tensor(float(step), device="cpu")
+        counted = counted.float().reshape(())
         step = slot[STEP] = to_device(counted, device) if counted.device.type == "cpu" else counted.to(device)
     return step

@@ -74,18 +74,13 @@ class Page:
         return self._captured[-1]
 
     def _new_host(self) -> Tensor:
-        return torch.empty(self._page.shape, dtype=torch.int64, pin_memory=self._pinned)
+        return torch.empty(self._page.shape, dtype=torch.int64, device="cpu", pin_memory=self._pinned)
 
     def _fill_spares(self) -> None:
-        while self._pinned and len(self._spares) < NUM_SPARES:
+        while len(self._spares) < NUM_SPARES:
             self._spares.append(self._new_host())
 
 
 def capturing(device: torch.device) -> bool:
     """Whether what is launched now goes into a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()

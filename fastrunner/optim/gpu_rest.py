@@ -101,7 +101,7 @@ def _adam(param: Tensor, grad: Tensor, group: Options, slot: dict[str, Any]) -> 
         if key not in slot:
             slot[key] = torch.zeros_like(param, requires_grad=False)
     if "step" not in slot:
-        slot["step"] = torch.zeros((), device=param.device)
+        slot["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
     elif slot["step"].device != param.device:
         slot["step"] = slot["step"].pin_memory().to(param.device, non_blocking=True)
     stored = [param, slot["exp_avg"], slot["exp_avg_sq"]]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .._core import StaleTable
-from ..kernels.chunks import BLOCK, CHUNK, chunk_rows, launch_on, same_order
+from ..kernels.chunks import BLOCK, CHUNK, address_rows, chunk_rows, launch_on, same_order, to_device
 from ..kernels.ema import launch_ema
 from ..kernels.grad_norm import CLIP_COEF, FOUND_INF, NORM, NUM_SCALARS, launch_sum_squares
 from ..kernels.prepare import EMA_MOMENTUM, LR, launch_prepare
@@ -32,7 +32,7 @@ from . import functional
 from .algorithms import Algorithm
 from .ema_term import EmaTerm
 from .gpu_columns import STEP, Column, Layouts, grad_refusal, make_column, refusal
-from .gpu_page import Page, capturing, to_device
+from .gpu_page import Page, capturing
 from .gpu_rest import Live, sum_squares, update_rest
 from .gpu_rules import RULES, Form, Launch, on_device, scalar
 from .masters import KEY as MASTER
@@ -147,11 +147,13 @@ class GpuTable:
         """Everything that lies on the device."""
         device, columns = self._device, self._columns
         self._page = Page(len(columns), len(self._members), device)
-        self._idle = torch.zeros(NUM_SCALARS, device=device)  # stands for the scalars where there is no norm
-        self._bias = torch.zeros(max(1, len(columns)), 2, device=device)
+        self._idle = torch.zeros(
+            NUM_SCALARS, dtype=torch.float32, device=device
+        )  # stands for the scalars where there is no norm
+        self._bias = torch.zeros(max(1, len(columns)), 2, dtype=torch.float32, device=device)
         # SGD has no step in its state. Where it matters, a buffer that exists counts as used before.
         used = [0.0 if set(c.form.keys) & set(c.fresh) else 1.0 for c in columns]
-        self._used = to_device(torch.tensor(used), device)
+        self._used = to_device(torch.tensor(used, dtype=torch.float32, device="cpu"), device)
         rows = [
             [(c.param if c.master is None else c.master).data_ptr() for c in columns],
             [0 if c.master is None else c.param.data_ptr() for c in columns],
@@ -160,7 +162,7 @@ class GpuTable:
             [c.states[1].data_ptr() if len(c.states) > 1 else 0 for c in columns],
             [c.group for c in columns],
         ]
-        rows_there = to_device(torch.tensor(rows, dtype=torch.int64), device)
+        rows_there = to_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
         self._param_row, self._low_row, self._count_row, *self._state_rows, self._group_row = rows_there
         self._active = [i for i, column in enumerate(columns) if not column.waits]
         self._plan_norm()
@@ -203,8 +205,7 @@ class GpuTable:
             else:
                 alone.append((average, param))
         for (average_dtype, value_dtype), pairs in _by(alone, lambda pair: (pair[0].dtype, pair[1].dtype)).items():
-            addresses = torch.tensor([[t.data_ptr() for t in column] for column in zip(*pairs, strict=True)])
-            rows = to_device(addresses, self._device)
+            rows = to_device(address_rows(*zip(*pairs, strict=True)), self._device)
             chunks = chunk_rows([a.numel() for a, _ in pairs], [0] * len(pairs), chunk=self._chunk)
             launch = functools.partial(
                 launch_ema,
@@ -222,8 +223,8 @@ class GpuTable:
         return folded
 
     def _plan_updates(self, averages: list[Tensor | None]) -> None:
-        addresses = torch.tensor([0 if a is None else a.data_ptr() for a in averages], dtype=torch.int64)
-        average_row = to_device(addresses, self._device)
+        addresses = [0 if a is None else a.data_ptr() for a in averages]
+        average_row = to_device(torch.tensor(addresses, dtype=torch.int64, device="cpu"), self._device)
 
         def form_of(place: int) -> tuple[Form, Kind]:
             column, average = self._columns[place], averages[place]
@@ -374,7 +375,7 @@ class GpuTable:
         """The scalars of this step; fresh memory where they are written, since the norm is handed out."""
         if not wants_norm and not self._counts:
             return self._idle
-        scalars = torch.empty(NUM_SCALARS, device=self._device) if wants_norm else self._idle
+        scalars = torch.empty(NUM_SCALARS, dtype=torch.float32, device=self._device) if wants_norm else self._idle
         if wants_norm:
             for dtype, chunks, part in self._norms:
                 launch_sum_squares(chunks, self._page.grads, part, dtype=dtype, block=self._block or BLOCK)

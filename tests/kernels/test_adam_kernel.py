@@ -113,8 +113,7 @@ class Problem:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(("decoupled", "maximize"), [(False, False), (True, True)])
 def test_options(device: torch.device, options: dict[str, Any], decoupled: bool, maximize: bool) -> None:
     kind = Kind(torch.float32, torch.float32, torch.float32, maximize=maximize)
     problem = Problem(device, kind, [options, {**options, "lr": 0.01, "weight_decay": 0.0}], sizes=SIZES)

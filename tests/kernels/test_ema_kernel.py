@@ -12,7 +12,7 @@ from kernel_tables import BLOCK, CHUNK, assert_near, many
 
 @pytest.mark.parametrize("average_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("momentum", [1e-4, 0.5, 1.0])
+@pytest.mark.parametrize("momentum", [1e-4, 1.0])
 def test_averages(device: torch.device, dtype: torch.dtype, average_dtype: torch.dtype, momentum: float) -> None:
     values, averages = many(device, dtype), many(device, average_dtype)
     exact = [a.double() * (1 - momentum) + momentum * v.double() for a, v in zip(averages, values, strict=True)]

@@ -8,17 +8,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrunner.optim import EmaTerm, FusedAdam, FusedAdamW, FusedSGD, update
+from fastrunner.optim import EmaTerm, FusedAdam, FusedAdamW, FusedSGD, gpu_page, gpu_table, update
 from fastrunner.optim.gpu_table import GpuTable
 
-# Nothing; one; a tail; a block and a tail; several chunks. And other layouts.
-SHAPES = [(0,), (1,), (17,), (300,), (5, 3, 3, 3), (40, 33)]
+# Nothing; one; a tail; a block and a tail; several chunks. And other layouts. What the kernels do to awkward sizes is
+# tested in tests/kernels; here a few are enough.
+SHAPES = [(0,), (1,), (17,), (300,), (5, 3), (20, 29)]
 CHUNK, BLOCK = 512, 256
 
 Optimizer = torch.optim.Optimizer
@@ -57,8 +58,8 @@ def parameters(dtype: torch.dtype = torch.float32, shapes: Sequence[tuple[int, .
     generator = torch.Generator(device="cpu").manual_seed(7)
     params = [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
     made = [nn.Parameter(p.to(torch.get_default_device(), dtype)) for p in params]
-    made.append(nn.Parameter(torch.ones(4, 3, 5, 5, dtype=dtype).to(memory_format=torch.channels_last)))
-    unaligned = torch.ones(701, dtype=dtype)
+    made.append(nn.Parameter(torch.ones(2, 3, 2, 2, dtype=dtype).to(memory_format=torch.channels_last)))
+    unaligned = torch.ones(281, dtype=dtype)
     made.append(nn.Parameter(unaligned[1:]))
     return made
 
@@ -70,8 +71,10 @@ def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
 class Both:
     """Ours and torch's optimizer on equal parameters, fed with equal gradients."""
 
+    shapes: ClassVar = SHAPES
+
     def __init__(self, ours: Make, theirs: Make, options: dict[str, Any], **extra: Any) -> None:
-        self.ours, self.theirs = parameters(), parameters()
+        self.ours, self.theirs = parameters(shapes=self.shapes), parameters(shapes=self.shapes)
         self.fused = ours(groups(self.ours), **options, **extra)
         self.torch = theirs(groups(self.theirs), **options, foreach=False)
         self.generator = torch.Generator(device="cpu").manual_seed(3)
@@ -97,7 +100,7 @@ class Both:
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 def test_steps_as_torchs(ours: Make, theirs: Make, options: dict[str, Any], max_norm: float | None) -> None:
     both = Both(ours, theirs, options)
-    for without in ((5,), (), (0, 2), (5,), ()):
+    for without in ((5,), (0, 2), (5,), ()):
         both.gradients(without=without)
         if max_norm is not None:
             expected = torch.nn.utils.clip_grad_norm_(both.theirs, max_norm)
@@ -271,6 +274,8 @@ def test_torchs_own_optimizer_on_16_bits_keeps_state_of_16_bits() -> None:
 class Odd(Both):
     """Parameters that the kernels do not take, among others."""
 
+    shapes: ClassVar = [(17,)]
+
     def __init__(self, ours: Make, theirs: Make, options: dict[str, Any], **extra: Any) -> None:
         super().__init__(ours, theirs, options, **extra)
         for params, optimizer in ((self.ours, self.fused), (self.theirs, self.torch)):
@@ -295,7 +300,7 @@ class Odd(Both):
 @pytest.mark.parametrize("skip", [False, True])
 def test_the_rest_goes_to_torchs_operations(ours: Make, theirs: Make, options: dict[str, Any], skip: bool) -> None:
     both = Odd(ours, theirs, options, skip_nonfinite=skip)
-    for _ in range(3):
+    for _ in range(2):
         both.gradients()
         expected = torch.nn.utils.clip_grad_norm_(both.theirs, 0.7)
         both.torch.step()
@@ -432,6 +437,70 @@ def test_an_option_that_is_no_number_is_named(option: str) -> None:
     weight.grad = torch.ones(5)
     with pytest.raises(TypeError, match=f"parameter group 0: {option} must be a number"):
         optimizer.step()
+
+
+def test_a_table_is_not_built_into_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step, and one after a change: what a graph would then replay is building it."""
+    weight = nn.Parameter(torch.ones(5))
+    optimizer = FusedSGD([weight], lr=1.0)
+    monkeypatch.setattr(gpu_table, "capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="do a step outside of the capture first"):
+        optimizer.step()
+
+
+def test_a_captured_page_is_never_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph copies its page again at each replay: it must find the addresses of its own gradients there."""
+    weight = nn.Parameter(torch.ones(5))
+    optimizer = FusedSGD([weight], lr=1.0)
+    optimizer.step()
+    copied: list[Tensor] = []
+    new_host = gpu_page.Page._host
+
+    def host(page: gpu_page.Page) -> Tensor:
+        copied.append(new_host(page))
+        return copied[-1]
+
+    monkeypatch.setattr(gpu_page.Page, "_host", host)
+    captured: list[tuple[Tensor, Tensor]] = []
+    for capturing in (False, True, True, True, True, False, True, False):
+        monkeypatch.setattr(gpu_page, "capturing", lambda device, answer=capturing: answer)
+        weight.grad = torch.ones(5)
+        optimizer.step()
+        assert copied[-1][0].item() == weight.grad.data_ptr()
+        assert all(copied[-1] is not page for page, _ in captured)
+        if capturing:
+            captured.append((copied[-1], copied[-1].clone()))
+    assert len(captured) == 5
+    assert all(torch.equal(page, then) for page, then in captured)
+
+
+def test_too_many_captured_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = nn.Parameter(torch.ones(5))
+    optimizer = FusedSGD([weight], lr=1.0)
+    optimizer.step()
+    monkeypatch.setattr(gpu_page, "capturing", lambda device: True)
+    for _ in range(gpu_page.NUM_SPARES):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="more than 4 optimizer steps were captured"):
+        optimizer.step()
+
+
+def test_default_device_and_dtype_of_the_user_do_not_matter() -> None:
+    params = parameters()
+    averages = [torch.zeros_like(p, requires_grad=False) for p in params]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer, term = FusedAdamW(params, lr=0.5, weight_decay=0.0), EmaTerm(params, averages, 1.0)
+    before = [p.detach().clone() for p in params]
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer.step(max_norm=1e9, ema=term)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for p, then, average in zip(params, before, averages, strict=True):
+        torch.testing.assert_close(p.detach(), then - 0.5)
+        assert torch.equal(average, p.detach())
 
 
 def test_no_parameters_with_gradients() -> None:
