@@ -132,6 +132,7 @@ _MODULES = {
         "build_runner",
     ),
     "runner.utils": ("get_host_info", "get_time_str"),
+    "step.config": ("StepConfig",),
     "utils": ("obj_from_dict",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

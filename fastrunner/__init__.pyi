@@ -338,6 +338,9 @@ from .runner.utils import (
 from .runner.utils import (
     get_time_str as get_time_str,
 )
+from .step.config import (
+    StepConfig as StepConfig,
+)
 from .utils import obj_from_dict as obj_from_dict
 
 __version__: str

@@ -51,7 +51,7 @@ class Terms:
 
     def is_whole(self, runner: BaseRunner) -> bool:
         """Whether timer, optimizer hook and what goes with it are all lowered."""
-        hook, fused = self.optimizer_hook, is_fused(runner.optimizer)
+        hook, fused = self.optimizer_hook, is_fused(runner.step.updater)
         if hook is None or self.timer is None or runner.batch_processor is not None:
             return False
         return (hook.grad_clip is None or self.folds_clip) and (self.ema is None or fused)
@@ -70,12 +70,12 @@ def make_iteration(
         write_back: leave clipped gradients in ``.grad``: somebody may look.
         started: the stage before the iteration is over; go on with train_step.
     """
-    model, optimizer, timer = runner.model, runner.optimizer, terms.timer
+    model, optimizer, timer = runner.stepping_model, runner.optimizer, terms.timer
     before, late, between, after, last, plain_rest = places
     by_model, waits, calls_after = runner.batch_processor is None, not started, bool(between or after or last)
     update, update_call = None, None
     if terms.optimizer_hook is not None:
-        update = make_update(terms.optimizer_hook, optimizer, terms.folds_clip, terms.ema, write_back)
+        update = make_update(terms.optimizer_hook, runner.step.updater, terms.folds_clip, terms.ema, write_back)
         update_call = terms.optimizer_hook.after_train_iter
 
     def iteration(runner: BaseRunner) -> None:

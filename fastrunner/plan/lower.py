@@ -128,7 +128,7 @@ def refuse_optimizer_hook(hook: OptimizerHook, runner: BaseRunner, after: Sequen
 
 def refuse_clip(hook: OptimizerHook, runner: BaseRunner) -> str | None:
     """Rule 5: clipping is folded into the optimizer's own pass."""
-    return None if hook.grad_clip is None else hook.refuse_fold(runner.model, runner.optimizer)
+    return None if hook.grad_clip is None else hook.refuse_fold(runner.model, runner.step.updater)
 
 
 def refuse_ema(hook: EMAHook, optimizer_hook: OptimizerHook | None, after: Sequence[Hook]) -> str | None:

@@ -24,7 +24,8 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
     Args:
         writes: lr or momentum may change in it.
     """
-    model, optimizer, hook, timer, ema = runner.model, runner.optimizer, terms.optimizer_hook, terms.timer, terms.ema
+    model, optimizer, updater = runner.stepping_model, runner.optimizer, runner.step.updater
+    hook, timer, ema = terms.optimizer_hook, terms.timer, terms.ema
     assert hook is not None
     assert timer is not None
     max_norm = None if hook.grad_clip is None else hook.grad_clip["max_norm"]
@@ -47,22 +48,22 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                 kept, count = {}, outputs.get("num_samples")
 
             call = update_call
-            optimizer.zero_grad()
+            updater.zero_grad()
             outputs["loss"].backward()
             average = None if ema is None else ema.average_at(runner._iter)
             if max_norm is not None:
                 if average is None:
-                    grad_norm = optimizer.clipped_step(max_norm)
+                    grad_norm = updater.clipped_step(max_norm)
                 else:
-                    optimizer.step(max_norm=max_norm, ema=average)
-                    grad_norm = optimizer.grad_norm
+                    updater.step(max_norm=max_norm, ema=average)
+                    grad_norm = updater.grad_norm
                 now = clock()
                 buffer.append((count, kept, waited, now - timer.t, grad_norm))
             else:
                 if average is None:
-                    optimizer.step()
+                    updater.step()
                 else:
-                    optimizer.step(ema=average)
+                    updater.step(ema=average)
                 now = clock()
                 buffer.append((count, kept, waited, now - timer.t))
             timer.t = now

@@ -10,7 +10,7 @@ import logging
 import os
 import os.path as osp
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..log import LogBuffer, get_logger
 from ..log.writer import LogWriter
 from ..model.parallel import unwrap
 from ..plan.dispatch import HookError, named
+from ..step.config import StepConfig, make_config
 from .checks import check_count, check_model, check_optimizer, check_workflow
 from .garbage import Garbage
 from .register import RegisterMixin
@@ -46,9 +47,10 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         logger: None: ``get_logger("fastrunner")``.
         meta: goes into logs and checkpoints.
         max_iters, max_epochs: the length of the run; one of them.
+        step: how iterations are computed, e.g. ``dict(recipe="graph")``; see ``fastrunner.StepConfig``.
     Raises:
         TypeError: an argument of the wrong type, or a model without ``train_step``.
-        ValueError: both lengths are given, or one is not positive.
+        ValueError: both lengths are given, or one is not positive; a recipe that there is not.
         RuntimeError: a ``batch_processor`` for a model that has ``train_step``.
     """
 
@@ -62,6 +64,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         meta: dict[str, Any] | None = None,
         max_iters: int | None = None,
         max_epochs: int | None = None,
+        step: StepConfig | Mapping[str, Any] | str | None = None,
     ) -> None:
         check_model(model, batch_processor)
         check_optimizer(optimizer)
@@ -76,6 +79,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         check_count("max_epochs", max_epochs)
         check_count("max_iters", max_iters)
 
+        self.step_config = make_config(step)
         self.model = model
         self.batch_processor = batch_processor
         self.optimizer = optimizer
@@ -183,7 +187,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         if self.batch_processor is not None:
             outputs = self.batch_processor(self.model, data_batch, train_mode=train_mode, **kwargs)
         elif train_mode:
-            outputs = self.model.train_step(data_batch, self.optimizer, **kwargs)
+            outputs = self.stepping_model.train_step(data_batch, self.optimizer, **kwargs)
         else:
             outputs = self._val_step(data_batch, **kwargs)
         self.check_outputs(outputs)

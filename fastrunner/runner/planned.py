@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from ..hooks.hook import Hook
 from ..log.writer import LogWriter
 from ..plan.dispatch import HookList
 from ..plan.run_plan import RunPlan
+from ..step.choose import Step
+from ..step.config import StepConfig
 
 if TYPE_CHECKING:
     from .base import BaseRunner
@@ -21,6 +24,9 @@ class Planned:
     """
 
     _plan: RunPlan | None = None
+    _step: Step | None = None
+    step_config: StepConfig
+    logger: logging.Logger
     run_kwargs: dict[str, Any]
     log_writer: LogWriter
 
@@ -60,6 +66,18 @@ class Planned:
     def _plan_is_stale(self) -> None:
         if self._plan is not None:
             self._plan.mark_stale()
+
+    @property
+    def step(self) -> Step:
+        """How iterations are computed, for the model and the optimizer as they are now."""
+        if self._step is None or not self._step.fits(self._model, self._optimizer):
+            self._step = Step(self._model, self._optimizer, self.step_config, self.logger.warning)
+        return self._step
+
+    @property
+    def stepping_model(self) -> Any:
+        """What has the ``train_step`` of this run's recipe: mostly the model itself."""
+        return self.step.model
 
     def current_plan(self) -> RunPlan:
         """The plan for hooks, model and optimizer as they are now."""

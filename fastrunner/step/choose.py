@@ -1,0 +1,49 @@
+"""The recipe of a run: what stands for the model and the optimizer in an iteration, and what may replace all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..model.parallel import unwrap
+from .config import StepConfig
+from .eager import move_channels_last, stepping
+from .fused import refuse, updater
+
+
+class Step:
+    """How the iterations of one model and optimizer are computed.
+
+    Args:
+        model, optimizer: the runner's, as they are now.
+        config: what the user said.
+        warn: told, once each, what did not come as asked for.
+
+    Attributes:
+        model: has the ``train_step`` that iterations call.
+        updater: has the ``zero_grad`` and ``step`` that iterations call; where it is a fused one, clip and average go
+            into it.
+        reasons: recipe -> why it is not used, or not any more.
+    """
+
+    def __init__(self, model: Any, optimizer: Any, config: StepConfig, warn: Callable[[str], None]) -> None:
+        self._made_for = (model, optimizer)
+        self.config, self.reasons = config, dict[str, str]()
+        self._warn = warn
+        if config.channels_last is True:
+            move_channels_last(unwrap(model))
+        amp = None if config.amp == "auto" else config.amp
+        self.model = stepping(model, amp, config.channels_last is True)
+        self.updater = optimizer
+        if config.recipe != "eager" and hasattr(optimizer, "param_groups"):
+            self.updater = updater(optimizer)
+            if self.updater is optimizer and not hasattr(optimizer, "clipped_step"):
+                self.reasons["fused"] = refuse(optimizer) or ""
+
+    def fits(self, model: Any, optimizer: Any) -> bool:
+        """Whether this was made for exactly these."""
+        return self._made_for[0] is model and self._made_for[1] is optimizer
+
+    def explain(self) -> list[str]:
+        """The recipe, and why others are not in use, one line each."""
+        return [f"recipe {self.config.recipe}", *(f"not {recipe}: {why}" for recipe, why in self.reasons.items())]

@@ -1,0 +1,80 @@
+"""What a user says about the step: ``step=dict(recipe=..., modules=..., amp=..., channels_last=...)`` of a runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+RECIPES = ("eager", "fused", "compile", "graph", "auto")
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FORCE = "FASTRUNNER_STEP"  # environment: a recipe that overrides the config's
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How the step is computed. Nothing here changes precision or layout unless it says so.
+
+    Args:
+        recipe: eager (MMCV's order, torch's own optimizer), fused (clip, update and average in one pass), compile
+            (fused, with torch.compile on the model), graph (the whole iteration compiled), auto (the fastest that
+            agrees with eager, found by measuring).
+        modules: names of submodules for ``compile``; empty: the model.
+        amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), None, or "auto": as is measured.
+        channels_last: whether convolutions' weights and 4-D inputs lie channels last; "auto": as is measured.
+    Raises:
+        ValueError: a value that is not listed here.
+        TypeError: a value of the wrong type.
+    """
+
+    recipe: str = "fused"
+    modules: tuple[str, ...] = ()
+    amp: str | None = None
+    channels_last: bool | str = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"step recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
+        if not isinstance(self.modules, tuple) or not all(isinstance(name, str) for name in self.modules):
+            raise TypeError(f"step modules must be a list of names of submodules, got {self.modules!r}")
+        if self.modules and self.recipe not in ("compile", "auto"):
+            raise ValueError(f"step modules are what recipe 'compile' compiles; the recipe is {self.recipe!r}")
+        if self.amp not in (None, "auto", *AMP):
+            raise ValueError(f"step amp must be None, 'bf16', 'fp16' or 'auto', got {self.amp!r}")
+        if self.channels_last not in (True, False, "auto"):
+            raise ValueError(f"step channels_last must be True, False or 'auto', got {self.channels_last!r}")
+        if self.recipe != "auto" and "auto" in (self.amp, self.channels_last):
+            raise ValueError(f"amp and channels_last can be 'auto' with recipe 'auto', not with {self.recipe!r}")
+
+
+def make_config(step: StepConfig | Mapping[str, Any] | str | None) -> StepConfig:
+    """A runner's ``step`` argument as a StepConfig; FASTRUNNER_STEP overrides its recipe.
+
+    Raises:
+        TypeError: neither a dict nor a recipe's name, or an unknown key.
+        ValueError: as StepConfig.
+    """
+    if isinstance(step, str):
+        step = {"recipe": step}
+    given: dict[str, Any] = {}
+    if isinstance(step, StepConfig):
+        given = {field.name: getattr(step, field.name) for field in fields(step)}
+    elif isinstance(step, Mapping):
+        given = dict(step)
+    elif step is not None:
+        raise TypeError(f"step must be a dict like dict(recipe='graph') or a recipe's name, got {step!r}")
+    names = [field.name for field in fields(StepConfig)]
+    if unknown := sorted(given.keys() - set(names)):
+        raise TypeError(f"step has no {unknown[0]!r}; it has {', '.join(names)}")
+    if forced := os.environ.get(FORCE):
+        given["recipe"] = forced
+        if forced not in ("compile", "auto"):
+            given.pop("modules", None)
+        if forced != "auto":
+            given = {key: value for key, value in given.items() if value != "auto"}
+    if isinstance(given.get("modules"), list):
+        given["modules"] = tuple(given["modules"])
+    return StepConfig(**given)
