@@ -69,17 +69,15 @@ from mmcv.engine import collect_results_cpu, collect_results_gpu, multi_gpu_test
 from mmcv.runner import DistEvalHook as BaseDistEvalHook
 from mmcv.runner import EvalHook
 from mmcv.runner.hooks.evaluation import DistEvalHook, EvalHook
+from mmcv.runner import Fp16OptimizerHook, GradientCumulativeOptimizerHook
+from mmcv.runner import GradientCumulativeFp16OptimizerHook
+from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 from mmcv.utils import Registry, build_from_cfg, collect_env, digit_version, get_logger, print_log, TORCH_VERSION
 from mmcv.utils import is_seq_of, is_tuple_of, import_modules_from_strings, _BatchNorm
 from mmcv.utils.config import Config
 from mmcv.utils.logging import logger_initialized
 from mmcv.utils.parrots_wrapper import _BatchNorm, SyncBatchNorm
 from mmcv.utils.registry import Registry
-"""
-IMPORTS_OF_FP16 = """
-from mmcv.runner import Fp16OptimizerHook, GradientCumulativeOptimizerHook
-from mmcv.runner import GradientCumulativeFp16OptimizerHook
-from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 """
 
 
