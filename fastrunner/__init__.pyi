@@ -29,10 +29,28 @@ from .data import (
     ArrayDataset as ArrayDataset,
 )
 from .data import (
+    ClassificationEval as ClassificationEval,
+)
+from .data import (
+    ClassificationTrain as ClassificationTrain,
+)
+from .data import (
+    DaliLoader as DaliLoader,
+)
+from .data import (
     DataContainer as DataContainer,
 )
 from .data import (
     Digits as Digits,
+)
+from .data import (
+    ImageArray as ImageArray,
+)
+from .data import (
+    ImageFolder as ImageFolder,
+)
+from .data import (
+    ImageList as ImageList,
 )
 from .data import (
     IterLoader as IterLoader,
@@ -48,6 +66,12 @@ from .data import (
 )
 from .data import (
     collate as collate,
+)
+from .data import (
+    numba_augment as numba_augment,
+)
+from .data import (
+    sample_input as sample_input,
 )
 from .data import (
     scatter as scatter,

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..registry import DATASETS
+from .crops import NUM_UNIFORMS, random_resized_crop
+from .images import accuracy, make_dali_loader
 
 SPLITS = ("train", "val")
 _EXTRA = "pip install fastrunner[bench]"
@@ -31,18 +33,6 @@ def _check_split(split: str) -> str:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return split
-
-
-def accuracy(results: Sequence[Tensor], labels: Tensor) -> dict[str, float]:
-    """``dict(acc=...)`` of scores (classes,) for each sample.
-
-    Raises:
-        ValueError: not as many results as labels.
-    """
-    if len(results) != len(labels):
-        raise ValueError(f"{len(results)} results for {len(labels)} samples; evaluate the whole data set, in its order")
-    predicted = torch.stack([result.cpu() for result in results]).argmax(1)
-    return {"acc": (predicted == labels).double().mean().item()}
 
 
 @DATASETS.register_module()
@@ -114,6 +104,8 @@ class Photos(Dataset[dict[str, Tensor]]):
         "astronaut", "cat", "china", "coffee", "flower", "galaxies", "motorcycle", "retina", "rocket", "tissue",
     )  # fmt: skip
 
+    SCALE = (0.35, 1.0)  # area of a training crop, as a share of the image's
+
     def __init__(self, split: str = "train", *, size: int = 64, root: str | os.PathLike[str] | None = None) -> None:
         self.split = _check_split(split)
         if size < 1:
@@ -132,15 +124,15 @@ class Photos(Dataset[dict[str, Tensor]]):
         """dict(img=uint8 (3, size, size), gt_label=int64 ()). Pillow decodes; crop and mirror use torch's generator."""
         from PIL import Image
 
-        from .dali import crop_and_mirror
-
         with Image.open(self.files[index]) as file:
             image = file.convert("RGB")
         box, mirror = None, False
         if self.split == "train":
-            x, y, width, height, mirrored = crop_and_mirror(torch.rand(1, 5, dtype=torch.float64).numpy())[0].tolist()
-            box = (x * image.width, y * image.height, (x + width) * image.width, (y + height) * image.height)
-            mirror = mirrored > 0
+            uniform = torch.rand(1, NUM_UNIFORMS + 1, dtype=torch.float64).numpy()
+            sizes = np.array([[image.height, image.width]])
+            top, left, height, width = random_resized_crop(uniform[:, 1:], sizes, scale=self.SCALE)[0].tolist()
+            box = (left, top, left + width, top + height)
+            mirror = uniform[0, 0] < 0.5
         pixels = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
         pixels = pixels[:, ::-1] if mirror else pixels
         return {
@@ -152,33 +144,16 @@ class Photos(Dataset[dict[str, Tensor]]):
         """Scores of each class for each sample, in order -> dict(acc=share of the samples that are right)."""
         return accuracy(results, self.labels)
 
-    def make_loader(
-        self,
-        *,
-        batch_size: int,
-        num_workers: int = 2,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-    ) -> Any:
-        """A :class:`~fastrunner.data.dali.DaliLoader`: random crops and mirroring for training, whole crops for
-        validation. ``num_workers`` are DALI's threads, at least one."""
-        from .dali import DaliLoader
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """Random crops and mirroring for training, whole images for validation."""
+        if self.split == "train":
+            return {"type": "ClassificationTrain", "size": self.size, "scale": self.SCALE}
+        return {"type": "ClassificationEval", "size": self.size, "resize": self.size}
 
-        return DaliLoader(
-            self,
-            batch_size=batch_size,
-            size=(self.size, self.size),
-            augment=self.split == "train",
-            num_threads=max(1, num_workers),
-            shuffle=shuffle,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-        )
+    def make_loader(self, *, batch_size: int, num_workers: int = 2, **kwargs: Any) -> Any:
+        """A :class:`~fastrunner.data.dali.DaliLoader`; see :func:`~fastrunner.data.images.make_dali_loader`."""
+        return make_dali_loader(self, self.pipeline, batch_size=batch_size, num_workers=num_workers, **kwargs)
 
 
 # How the photographs become files. Whoever changes any of it changes the version, and everybody's cache is made anew.

@@ -1,4 +1,4 @@
-"""DaliLoader: what comes out, in which order, from any place, and what happens when a file is broken."""
+"""DaliLoader: which samples, in which order, from any place; what is made ahead; memory and threads."""
 
 from __future__ import annotations
 
@@ -6,51 +6,30 @@ import gc
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
-from fastrunner.data.dali import DaliLoader, crop_and_mirror
+from nvidia.dali import pipeline_def
+
+from fastrunner import DaliLoader, sample_input
+from fastrunner.data.dali.pipelines import ClassificationEval, ClassificationTrain
 from fastrunner.data.order import epoch_indices
-from fastrunner.data.rng import uniforms
 
 N, SIZE = 23, (24, 32)
+TRAIN = ClassificationTrain(SIZE)
+EVAL = ClassificationEval(SIZE)
 
 
-@dataclass
-class Folder:
-    files: list[str]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Crops of a real photograph; sizes and name lengths differ. ``labels[i] == i``, so a batch names its samples."""
-    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    photograph = Image.fromarray(data.coffee())
-    path = tmp_path_factory.mktemp("jpg")
-    files = []
-    for i in range(N):
-        file = path / f"{'x' * (i % 5)}{i}.jpg"
-        photograph.crop((10 * i, 5 * i, 10 * i + 120 + 7 * i, 5 * i + 100 + 3 * i)).save(file, quality=92)
-        files.append(str(file))
-    return Folder(files, torch.arange(N))
-
-
-def make(folder: Folder, **kwargs: object) -> DaliLoader:
-    arguments: dict[str, object] = {"batch_size": 4, "size": SIZE, "augment": True, "num_threads": 1, "seed": 5}
-    return DaliLoader(folder, **{**arguments, **kwargs})  # type: ignore[arg-type]
+def make(folder, **kwargs) -> DaliLoader:
+    arguments = {"pipeline": TRAIN, "batch_size": 4, "num_threads": 1, "seed": 5}
+    return DaliLoader(folder, **{**arguments, **kwargs})
 
 
 def take(loader: DaliLoader, count: int) -> list[dict[str, Tensor]]:
@@ -68,64 +47,15 @@ def assert_same(got: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]]) -
         assert torch.equal(one["img"], other["img"])
 
 
-# The numbers behind the augmentation.
+@pytest.fixture(scope="module")
+def three_epochs(folder) -> list[dict[str, Tensor]]:
+    return epochs(make(folder), 3)
 
 
-def test_crops_stay_inside_and_have_the_area_asked_for():
-    crops = crop_and_mirror(uniforms(0, 0, np.arange(5_000), 5), scale=(0.3, 0.6))
-    left, top, width, height, mirror = crops.T
-    assert crops[:, :4].min() >= 0
-    assert (left + width).max() <= 1 + 1e-6  # float32's rounding of a sum
-    assert (top + height).max() <= 1 + 1e-6
-    assert (width * height).min() >= 0.3 - 1e-6
-    assert (width * height).max() <= 0.6 + 1e-6
-    assert set(np.unique(mirror)) == {0, 1}
-    assert 0.45 < mirror.mean() < 0.55  # 7 standard deviations
+# The order.
 
 
-# What comes out.
-
-
-def pillow(file: str, box: tuple[float, ...] | None) -> np.ndarray:
-    with Image.open(file) as image:
-        w, h = image.size
-        left, top, right, bottom = box or (0.0, 0.0, 1.0, 1.0)
-        crop = image.crop((round(left * w), round(top * h), round(right * w), round(bottom * h)))
-        resized = crop.resize((SIZE[1], SIZE[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized).astype(np.int64)
-
-
-# Both resize with a triangle filter over decoded pixels, but decode and round differently: measured means are at most
-# 0.4 of 255 levels (99 % of the values within 3). A wrong mirror gives at least 13.
-def assert_like(image: Tensor, wanted: np.ndarray) -> None:
-    difference = np.abs(image.numpy().transpose(1, 2, 0).astype(np.int64) - wanted)
-    assert difference.mean() < 1.0, difference.mean()
-
-
-def test_whole_images_like_pillow(folder):
-    batches = list(make(folder, augment=False, shuffle=False))
-    assert [batch["gt_label"].tolist() for batch in batches] == [
-        list(range(start, min(start + 4, N))) for start in range(0, N, 4)
-    ]
-    for batch in batches:
-        assert batch["img"].dtype == torch.uint8
-        assert batch["img"].shape == (len(batch["gt_label"]), 3, *SIZE)
-        for image, label in zip(batch["img"], batch["gt_label"], strict=True):
-            assert_like(image, pillow(folder.files[label], None))
-
-
-def test_crops_like_pillow(folder):
-    mirrored = []
-    for batch in make(folder, seed=9):
-        for image, label in zip(batch["img"], batch["gt_label"], strict=True):
-            x, y, w, h, mirror = crop_and_mirror(uniforms(9, 0, label[None].numpy(), 5))[0].tolist()
-            wanted = pillow(folder.files[label], (x, y, x + w, y + h))
-            assert_like(image, wanted[:, ::-1] if mirror else wanted)
-            mirrored.append(mirror)
-    assert 0 < sum(mirrored) < N
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])  # 23 batches an epoch: more than are prepared together
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_order_is_epoch_indices(folder, batch_size):
     loader = make(folder, batch_size=batch_size)
     for epoch in range(3):
@@ -133,9 +63,19 @@ def test_order_is_epoch_indices(folder, batch_size):
         assert seen == epoch_indices(N, seed=5, epoch=epoch).tolist()
 
 
-def test_an_image_does_not_depend_on_its_batch(folder):
-    large, small = (torch.cat([b["img"] for b in epochs(make(folder, batch_size=n), 2)]) for n in (4, 1))
-    assert torch.equal(large, small)
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"num_threads": 3}, {"prefetch": 5}])
+def test_an_image_depends_on_seed_epoch_and_index_only(folder, three_epochs, options):
+    wanted = torch.cat([batch["img"] for batch in three_epochs])
+    assert torch.equal(torch.cat([batch["img"] for batch in epochs(make(folder, **options), 3)]), wanted)
+
+
+def test_images_differ_between_epochs_and_seeds(folder, three_epochs):
+    def by_label(batches: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+        return {int(label): img for b in batches for label, img in zip(b["gt_label"], b["img"], strict=True)}
+
+    first = by_label(three_epochs[:6])
+    for other in (by_label(three_epochs[6:12]), by_label(epochs(make(folder, seed=6), 1))):
+        assert all(not torch.equal(first[label], other[label]) for label in first)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +87,10 @@ def test_an_image_does_not_depend_on_its_batch(folder):
         ({"batch_size": 100}, [23]),
     ],
 )
-def test_batch_sizes_and_length(folder, options, sizes):
+@pytest.mark.parametrize("over_end", [True, False])
+def test_batch_sizes_and_length(folder, options, sizes, over_end):
     loader = make(folder, **options)
+    loader.prefetch_over_epoch_end = over_end
     for _ in range(2):  # the incomplete batch stands between two epochs
         assert [len(batch["img"]) for batch in loader] == sizes
     assert len(loader) == len(sizes)
@@ -163,30 +105,25 @@ def test_ranks_share_an_epoch(folder):
 # Going anywhere.
 
 
-@pytest.mark.parametrize("augment", [True, False])
-def test_fresh_loader_continues_with_the_same_bytes(folder, augment):
-    wanted = epochs(make(folder, augment=augment), 3)
-    for epoch, position in ((0, 4), (1, 0), (1, 3), (2, 5)):
-        loader = make(folder, augment=augment, num_threads=2)
-        loader.seek(epoch, position)
-        assert_same(epochs(loader, 3 - epoch), wanted[6 * epoch + position :])
+@pytest.mark.parametrize(("epoch", "position"), [(0, 4), (1, 0), (1, 3), (2, 5)])
+def test_a_resumed_loader_continues_with_the_same_bytes(folder, three_epochs, epoch, position):
+    interrupted = make(folder)
+    for _ in range(epoch):
+        list(interrupted)
+    take(interrupted, position)
+    state = interrupted.state_at(epoch, position)
+    loader = make(folder, seed=99, num_threads=2)  # the seed comes with the state
+    loader.load_state_dict(state)
+    assert_same(epochs(loader, 3 - epoch), three_epochs[6 * epoch + position :])
 
 
-def test_seek_back_and_forth_on_a_running_loader(folder):
-    wanted = epochs(make(folder), 2)
+def test_seek_back_and_forth_on_a_running_loader(folder, three_epochs):
     loader = make(folder)
+    loader.prefetch_over_epoch_end = True
     take(loader, 3)
     for epoch, position in ((1, 4), (0, 0), (0, 4), (1, 1)):
         loader.seek(epoch, position)
-        assert_same(take(loader, 2), wanted[6 * epoch + position :][:2])
-
-
-def test_seek_across_what_is_prepared_together(folder):
-    wanted = epochs(make(folder, batch_size=1), 1)
-    for position in (0, 15, 16, 17, 22):
-        loader = make(folder, batch_size=1)
-        loader.seek(0, position)
-        assert_same(take(loader, 3), wanted[position : position + 3])
+        assert_same(take(loader, 2), three_epochs[6 * epoch + position :][:2])
 
 
 def test_seek_decodes_nothing_that_it_skips(folder):
@@ -194,45 +131,41 @@ def test_seek_decodes_nothing_that_it_skips(folder):
     loader.seek(0, 3)
     assert loader.samples_fed == 0
     assert sum(len(batch["img"]) for batch in loader) == 11
-    assert loader.samples_fed == 11 + 2 * 4  # and the two batches that are ready for the next epoch
+    assert loader.samples_fed == 11
 
 
-def test_next_epoch_is_ready_and_used(folder):
-    loader = make(folder, prefetch=3)
-    epochs(loader, 4)
-    assert loader.samples_fed == 4 * N + 3 * 4  # nothing was made twice
-    loader.seek(4, 0)  # where it is anyway: the runners seek at every epoch
-    epochs(loader, 1)
-    assert loader.samples_fed == 5 * N + 3 * 4
+def test_a_seek_into_a_hundred_million_samples_makes_only_what_is_asked():
+    class Huge:
+        """One picture a hundred million times; the file names exist only when they are asked for."""
+
+        files = property(lambda self: self)
+
+        def __init__(self, file: str) -> None:
+            self.file = file
+
+        def __len__(self) -> int:
+            return 100_000_000
+
+        def __getitem__(self, index: int) -> str:
+            return self.file
+
+    from PIL import Image
+
+    Image.new("RGB", (16, 16), (200, 100, 50)).save("one.png")
+    loader = make(Huge("one.png"), pipeline=EVAL, batch_size=10, prefetch=2)
+    loader.seek(3, 1_000_000)
+    (batch,) = take(loader, 1)
+    assert batch["img"].shape == (10, 3, *SIZE)
+    loader.close()
+    assert loader.samples_fed <= 10 * (1 + 2)
 
 
-def test_evaluation_epochs_are_alike(folder):
-    loader = make(folder, augment=False, shuffle=False)
-    first = epochs(loader, 1)
-    loader.seek(7, 0)  # evaluated after seven epochs of training
-    assert_same(epochs(loader, 1), first)
-    assert loader.samples_fed == 2 * N + 2 * 4
-
-
-def test_seed_can_be_set_as_a_resume_does(folder):
+def test_seed_can_be_set(folder):
     loader = make(folder, seed=1)
     take(loader, 2)
     loader.seed = 5
     loader.seek(0, 0)
     assert_same(epochs(loader, 1), epochs(make(folder, seed=5), 1))
-
-
-def test_seek_to_the_end_of_an_epoch(folder):
-    loader = make(folder)
-    loader.seek(0, 6)
-    assert list(loader) == []
-    assert_same(take(loader, 1), epochs(make(folder), 2)[6:7])
-
-
-@pytest.mark.parametrize(("epoch", "position"), [(0, -1), (0, 7), (-1, 0)])
-def test_seek_to_no_batch(folder, epoch, position):
-    with pytest.raises(ValueError, match=rf"no batch {position} in epoch {epoch}: an epoch has 6 batches"):
-        make(folder).seek(epoch, position)
 
 
 def test_only_the_newest_iterator_is_valid(folder):
@@ -245,10 +178,58 @@ def test_only_the_newest_iterator_is_valid(folder):
     assert next(new)["gt_label"].tolist() == epoch_indices(N, seed=5, epoch=1)[:4].tolist()
 
 
+# What is made ahead.
+
+
+def test_the_next_epoch_is_made_ahead_where_that_is_allowed(folder):
+    loader = make(folder, prefetch=3)
+    loader.prefetch_over_epoch_end = True
+    epochs(loader, 4)
+    wait_until(lambda: loader.samples_fed == 4 * N + 3 * 4)
+    loader.seek(4, 0)  # where it is anyway: the runners seek at every epoch
+    epochs(loader, 1)
+    wait_until(lambda: loader.samples_fed == 5 * N + 3 * 4)  # nothing was made twice
+
+
+def test_the_next_epoch_is_ready_before_the_last_batch_is_used(folder):
+    loader = make(folder, prefetch=2)
+    loader.prefetch_over_epoch_end = True
+    take(loader, 5)
+    wait_until(lambda: loader.num_ready == 2)  # the last of this epoch, the first of the next
+
+
+def test_the_next_epoch_is_not_made_ahead_otherwise(folder):
+    loader = make(folder, prefetch=3)
+    assert loader.prefetch_over_epoch_end is False
+    for epoch in range(3):
+        assert len(list(loader)) == 6
+        assert loader.samples_fed == (epoch + 1) * N
+
+
+def test_it_can_be_forbidden_in_the_middle_of_an_epoch(folder):
+    loader = make(folder, prefetch=2)
+    loader.prefetch_over_epoch_end = True
+    batches = iter(loader)
+    next(batches)
+    loader.prefetch_over_epoch_end = False
+    assert len(list(batches)) == 5
+    assert loader.samples_fed == N
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    """Give another thread time; fails by the final assertion."""
+    tick = threading.Event()
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            break
+        tick.wait(0.005)
+    assert condition()
+
+
 # Memory and threads.
 
 
-def test_images_live_as_long_as_someone_holds_them(folder):
+def test_batches_live_as_long_as_someone_holds_them(folder):
     loader = make(folder)
     held = [(batch["img"], batch["img"].clone()) for batch in epochs(loader, 3)]
     loader.close()
@@ -258,11 +239,55 @@ def test_images_live_as_long_as_someone_holds_them(folder):
     assert all(torch.equal(image, copy) for image, copy in held)
 
 
+def test_writing_into_a_batch_changes_no_other(folder, three_epochs):
+    loader = make(folder)
+    seen = []
+    for batch in loader:
+        seen.append({name: value.clone() for name, value in batch.items()})
+        batch["img"].fill_(7)
+        batch["gt_label"].fill_(-1)
+    assert_same(seen, three_epochs[:6])
+    assert folder.labels.tolist() == list(range(N))
+
+
+@pipeline_def
+def passes_inputs_on():
+    return sample_input("index"), sample_input("uniform", count=3), sample_input("label")
+
+
+def test_inputs_that_come_out_unchanged_are_no_shared_memory(folder):
+    options = {"pipeline": passes_inputs_on, "outputs": ("index", "noise", "gt_label")}
+    held, copies = [], []
+    for batch in epochs(make(folder, **options), 2):
+        held.append(batch)
+        copies.append({name: value.clone() for name, value in batch.items()})
+        batch["index"][0] = -5
+        copies[-1]["index"][0] = -5
+    gc.collect()
+    for batch, copy in zip(held, copies, strict=True):
+        assert all(torch.equal(batch[name], copy[name]) for name in copy)
+    again = torch.cat([batch["index"] for batch in epochs(make(folder, **options), 1)])
+    assert again.tolist() == epoch_indices(N, seed=5, epoch=0).tolist()
+
+
+def old_executor(**kwargs):
+    """DALI's executor that keeps outputs only until the next run."""
+    return passes_inputs_on(exec_dynamic=False, **kwargs)
+
+
+def test_another_executor_s_batches_are_copied(folder):
+    options = {"outputs": ("index", "noise", "gt_label")}
+    wanted = epochs(make(folder, pipeline=passes_inputs_on, **options), 2)
+    got = epochs(make(folder, pipeline=old_executor, **options), 2)
+    for one, other in zip(got, wanted, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
 def num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-@pytest.mark.parametrize("end", ["close", "forget", "leave"])
+@pytest.mark.parametrize("end", ["close", "forget", "leave", "error"])
 def test_threads_end(folder, end):
     take(make(folder), 1)  # whatever DALI starts once a process
     gc.collect()
@@ -273,83 +298,59 @@ def test_threads_end(folder, end):
     assert num_threads() > before
     if end == "close":
         loader.close()
+        loader.close()
         assert num_threads() == before
-        assert_same(take(loader, 1), epochs(make(folder), 2)[6:7])  # closed is not broken: the next epoch
+        assert len(list(loader)) == 6  # closed is not broken: the next epoch
     elif end == "leave":
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
+    elif end == "error":
+        loader._producer._finish = None  # not callable: whatever goes wrong in the thread
+        with pytest.raises(TypeError):
+            list(batches)
+        assert num_threads() == before
     del loader, batches
     gc.collect()
     assert num_threads() == before
 
 
-# Bad input.
+def test_memory_is_steady(folder):
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    loader = make(folder, prefetch=3)
+    loader.prefetch_over_epoch_end = True
+    for epoch in range(45):
+        for _ in loader:
+            pass
+        loader.seek(epoch + 1, epoch % 2)  # every second time what was made ahead is dropped
+        if epoch == 14:
+            gc.collect()
+            before = resident()
+    gc.collect()
+    # 30 epochs' images are 1.6 MB, their inputs 0.1: a leak of either would be seen; allocators keep less than that
+    assert resident() - before < 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"not a jpeg at all", "nvImageCodec"), ("half", "decode"), (None, "no such file"), (b"", "empty")],
-    ids=["garbage", "truncated", "missing", "empty"],
-)
-def test_broken_file_is_named(folder, tmp_path, content, reason):
-    broken = tmp_path / "broken.jpg"
-    if content == "half":
-        whole = Path(folder.files[3]).read_bytes()
-        content = whole[: len(whole) // 2]
-    if content is not None:
-        broken.write_bytes(content)
-    files = list(folder.files)
-    files[14] = str(broken)
-    loader = make(Folder(files, folder.labels), shuffle=False)
-    seen: list[int] = []
-
-    def read_all() -> None:
-        for batch in loader:
-            seen.extend(batch["gt_label"].tolist())
-
-    with pytest.raises(RuntimeError, match=rf"cannot read .*broken\.jpg \(sample 14\): .*{reason}") as caught:
-        read_all()
-    assert seen == list(range(len(seen)))  # nothing wrong before
-    assert len(seen) <= 12
-    assert isinstance(caught.value.__cause__, RuntimeError)  # DALI's own message
-    loader.seek(0, 4)  # past the broken file it goes on
-    assert take(loader, 1)[0]["gt_label"].tolist() == [16, 17, 18, 19]
-
-
-def test_broken_file_that_was_skipped_is_nobodys_business(folder, tmp_path):
-    files = list(folder.files)
-    files[10] = str(tmp_path / "missing.jpg")
-    loader = make(Folder(files, folder.labels), shuffle=False)
-    take(loader, 1)
-    loader.seek(0, 4)
-    assert [len(batch["img"]) for batch in loader] == [4, 3]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must"),
-        ({"num_threads": 0}, "num_threads must"),
-        ({"prefetch": 0}, "prefetch must"),
-    ],
-)
-def test_counts_must_be_positive(folder, options, message):
-    with pytest.raises(ValueError, match=f"{message} be >= 1, got 0"):
-        make(folder, **options)
-
-
-def test_empty_data_set():
-    with pytest.raises(ValueError, match="Folder has no files"):
-        make(Folder([], torch.empty(0, dtype=torch.int64)))
-
-
-def test_without_dali(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ImportError, match=r"pip install fastrunner\[dali\]"):
-        make(folder)
+def test_a_process_that_is_not_told_to_close_ends(folder):
+    code = (
+        "from fastrunner import DaliLoader\n"
+        "class Files:\n"
+        f"    files = {folder.files!r}\n"
+        "    def __len__(self): return len(self.files)\n"
+        "loader = DaliLoader(Files(), pipeline=dict(type='ClassificationTrain', size=16), batch_size=4)\n"
+        "loader.prefetch_over_epoch_end = True\n"
+        "batch = next(iter(loader))\n"
+        "print(*batch['img'].shape)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 3 16 16\n", "")
 
 
 def test_importing_the_module_does_not_import_dali():
-    code = "import sys, fastrunner.data.dali; print([m for m in sys.modules if m.startswith('nvidia')])"
+    code = "import sys, fastrunner.data.dali; print([m for m in sys.modules if m.startswith(('nvidia', 'numba'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
