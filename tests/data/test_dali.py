@@ -333,6 +333,34 @@ def test_memory_is_steady(folder):
     assert resident() - before < 1_000_000
 
 
+@pytest.mark.parametrize("what", ["nothing", "close", "collect", "iterate"])
+def test_a_forked_child_ends(folder, what):
+    """DALI's threads are the parent's: a DataLoader's workers must not wait for them."""
+    loader = make(folder)
+    batches = iter(loader)
+    next(batches)
+    if what == "collect":
+        cycle: list = [loader, batches]
+        cycle.append(cycle)
+        del cycle, loader, batches
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if what == "close":
+                loader.close()
+            elif what == "collect":
+                gc.collect()
+            elif what == "iterate":
+                with pytest.raises(RuntimeError, match="in the process that started it"):
+                    next(iter(loader))
+            code = 0
+        finally:
+            os._exit(code)
+    wait_until(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+    assert os.waitpid(child, 0) == (child, 0)
+
+
 def test_a_process_that_is_not_told_to_close_ends(folder):
     code = (
         "from fastrunner import DaliLoader\n"

@@ -24,7 +24,7 @@ from .failures import Failures
 from .feed import Batch, Feed
 from .inputs import Inputs
 from .producer import Producer
-from .runtime import import_dali
+from .runtime import forks_safely, import_dali
 from .sizes import HeaderSizes, sizes_of
 
 _ALWAYS = 2**62  # an epoch that never comes
@@ -187,6 +187,7 @@ class _Build:
                     f"pipeline must make a nvidia.dali Pipeline, got {type(pipe).__name__}: is @pipeline_def missing?"
                 )
             pipe.build()
+            forks_safely(pipe)
         if not self._inputs.declared:
             raise ValueError(
                 "the pipeline calls no sample_input(), so it cannot know which samples are next; a DALI reader of its "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import threading
 import weakref
 from collections import deque
@@ -52,6 +53,7 @@ class Producer:
         self._build, self._feed, self._finish, self._failures = build, feed, finish, failures
         self._prefetch, self._stream = prefetch, stream
         self.samples_fed = self.wait_ns = self.num_waits = 0
+        self._pid = os.getpid()
         self._pipe: Any = build()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -68,6 +70,8 @@ class Producer:
 
     def start(self, epoch: int, position: int, last_epoch: int) -> None:
         """Make that batch the next to be taken. What was made ahead stays, if it begins there."""
+        if self._pid != os.getpid():
+            raise RuntimeError("a DaliLoader works in the process that started it, not in one that was forked from there")
         self._last_epoch = last_epoch
         if self._wanted != (epoch, position) or self._thread is None:
             self._halt()
@@ -115,6 +119,8 @@ class Producer:
 
     def _halt(self) -> None:
         """End the thread, and drop what was made ahead."""
+        if self._pid != os.getpid():
+            return  # the thread is the parent's
         with self._changed:
             self._stopping = True
             self._changed.notify()

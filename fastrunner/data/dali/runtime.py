@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +20,30 @@ def import_dali() -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise ImportError("reading images by DALI needs nvidia-dali: pip install fastrunner[dali]") from error
     return Pipeline, fn, types
+
+
+_pipes: weakref.WeakSet[Any] = weakref.WeakSet()
+_never_ended: list[Any] = []
+
+
+def forks_safely(pipe: Any) -> Any:
+    """``pipe``, which a forked child (a DataLoader's worker) will not end.
+
+    A pipeline ends with its last reference, and waits for its threads. In a child there are none, so it would wait for
+    ever: it need only be part of some garbage that happens to be collected there.
+    """
+    _watch_forks()
+    _pipes.add(pipe)
+    return pipe
+
+
+@functools.cache
+def _watch_forks() -> None:
+    def in_child() -> None:
+        gc.freeze()  # what the parent has left is not collected here; DALI's tensors neither
+        _never_ended.extend(_pipes)
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def to_torch(output: Any, *, copy: bool) -> Tensor | list[Tensor]:

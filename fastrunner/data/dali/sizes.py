@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .inputs import Ids, encoded_bytes, file_names
-from .runtime import import_dali
+from .runtime import forks_safely, import_dali
 
 _BATCH = 256
 
@@ -76,4 +76,4 @@ class HeaderSizes:
             encoded = fn.io.file.read(rows) if hasattr(self._dataset, "files") else rows
             pipe.set_outputs(fn.peek_image_shape(encoded, dtype=types.INT32))
         pipe.build()
-        return pipe
+        return forks_safely(pipe)
