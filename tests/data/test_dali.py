@@ -352,7 +352,7 @@ def test_a_forked_child_ends(folder, what):
             elif what == "collect":
                 gc.collect()
             elif what == "iterate":
-                with pytest.raises(RuntimeError, match="in the process that started it"):
+                with pytest.raises(RuntimeError, match="only in the process that started it"):
                     next(iter(loader))
             code = 0
         finally:

@@ -71,7 +71,7 @@ class Producer:
     def start(self, epoch: int, position: int, last_epoch: int) -> None:
         """Make that batch the next to be taken. What was made ahead stays, if it begins there."""
         if self._pid != os.getpid():
-            raise RuntimeError("a DaliLoader works in the process that started it, not in one that was forked from there")
+            raise RuntimeError("a DaliLoader works only in the process that started it, not in a child of that")
         self._last_epoch = last_epoch
         if self._wanted != (epoch, position) or self._thread is None:
             self._halt()
