@@ -48,7 +48,7 @@ class RegisterMixin:
         self._register(timer_config, "LOW")
 
     def register_logger_hooks(self, log_config: dict[str, Any] | None) -> None:
-        """``log_config``: dict(interval=..., hooks=[dict(type=...), ...]); a hook's own interval wins.
+        """``log_config``: dict(interval=..., hooks=[dict(type=...) or a hook, ...]); a hook's own interval wins.
 
         Raises:
             KeyError: no ``interval`` or no ``hooks``, or another key.
@@ -60,14 +60,15 @@ class RegisterMixin:
                 raise KeyError(f'log_config needs {key!r}, e.g. dict(interval=50, hooks=[dict(type="TextLoggerHook")])')
         check_keys(log_config, ("interval", "hooks"), "log_config")
         for info in log_config["hooks"]:
-            hook = build_from_cfg(info, HOOKS, default_args={"interval": log_config["interval"]})
-            self.register_hook(hook, priority="VERY_LOW")
+            if isinstance(info, dict):
+                info = build_from_cfg(info, HOOKS, default_args={"interval": log_config["interval"]})
+            self.register_hook(info, priority="VERY_LOW")
 
     def register_custom_hooks(self, custom_config: list[dict[str, Any] | Hook] | dict[str, Any] | Hook | None) -> None:
         """One hook or config, or a list of them; configs may hold ``priority``."""
         if custom_config is None:
             return
-        for item in custom_config if isinstance(custom_config, list) else [custom_config]:
+        for item in custom_config if isinstance(custom_config, (list, tuple)) else [custom_config]:
             if isinstance(item, dict):
                 self.register_hook_from_cfg(item)
             else:

@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from . import accumulation, checkpoints, evaluations, events, hook_info, library, logs, policies, values
+from . import accumulation, checkpoints, evaluations, events, hook_info, library, logs, policies, together, values
 
 SCENARIOS: dict[str, ModuleType] = dict(
     events=events,
@@ -24,6 +24,7 @@ SCENARIOS: dict[str, ModuleType] = dict(
     library=library,
     evaluations=evaluations,
     accumulation=accumulation,
+    together=together,
 )
 _FOLDER = pathlib.Path(__file__).parent
 
