@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--channels-last", action="store_true", help="let images and weights lie channels last")
     add("--seed", type=not_negative, default=0, help="default: %(default)s")
     add("--work-dir", help="keep logs and checkpoints there (default: a temporary folder)")
+    add("--explain", action="store_true", help="print the plan: what was lowered, what reads the host")
     add("--no-tax", action="store_true", help="do not measure the runner tax")
     add("--results-file", metavar="OUT.JSON", help="write everything, with every sample")
     return parser
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m fastrunner.bench: {error}", file=sys.stderr)
         return 1
     render(result, Console())
+    if result["training"]["plan"]:
+        print(f"\n{result['training']['plan']}")
     if results is not None:
         results.write_text(json.dumps(result) + "\n")
     return 0

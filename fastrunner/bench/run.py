@@ -51,6 +51,7 @@ class Options:
     seed: int = 0
     work_dir: str | None = None
     tax: bool = True
+    explain: bool = False
 
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         }
         with _timed(seconds, "training"):
             say(f"training for {plan.num_iters} iterations")
-            result["training"] = train(plan, model, loader, folder / "train", logger, warm, synchronize)
+            result["training"] = train(
+                plan, model, loader, folder / "train", logger, warm, synchronize, explain=options.explain
+            )
         with _timed(seconds, "validation"):
             say("validating")
             val_loader = _loader(options, val_set, train=False)

@@ -91,11 +91,18 @@ def train(
     logger: logging.Logger,
     num_warm_iter: int,
     synchronize: Callable[[], None] | None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """The measured run. Its throughput is over all iterations between the warm-up and the last one, which closes the
-    window; epoch ends, logs and checkpoints are in it."""
+    window; epoch ends, logs and checkpoints are in it.
+
+    Args:
+        explain: put ``runner.explain()`` into the result; the first 10 iterations are watched, and slow.
+    """
     optimizer = build_optimizer(model, OPTIMIZER)
     runner = make_runner(plan, model, optimizer, work_dir, logger)
+    if explain:
+        runner.explain()  # from here on
     source = StampedSource(loader, synchronize, frozenset((num_warm_iter, plan.num_iters - 1)))
     runner.run([source], [("train", 1)])
 
@@ -117,6 +124,7 @@ def train(
         "losses": losses,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        "plan": runner.explain() if explain else None,
     }
 
 

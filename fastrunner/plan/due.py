@@ -39,6 +39,10 @@ class DuePoints:
         named = {} if previous is None else previous._due
         self._due: dict[int, int] = {id(hook): named[id(hook)] for hook in self._timed if id(hook) in named}
 
+    def points(self) -> list[tuple[Hook, int | None]]:
+        """The hooks with ``due``, and the iterations that they named; None: not asked yet."""
+        return [(hook, self._due.get(id(hook))) for hook in self._timed]
+
     def somebody_acted(self) -> None:
         """A user's hook was called: the hooks that it may concern are called at the next iteration."""
         self._due |= {id(hook): 0 for hook in self._timed if hook.due_if_alone}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..hooks.hook import NEVER, Hook
@@ -15,7 +16,7 @@ from ..hooks.timer import IterTimerHook
 from .dispatch import HookPlan, is_ours
 from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
-from .lower import Lowering, why_plain
+from .lower import Lowering, refuse_prefetch, why_plain
 from .quiet import make_quiet
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class RunPlan(HookPlan):
         next_write: the first iteration at which an lr or momentum policy may change its value.
         quiet: the iteration before ``next_due``.
         stale: hooks, model or optimizer are others by now.
+        no_prefetch: why no batches of the next epoch may be made before this one ends; None where they may.
     """
 
     def __init__(self, runner: BaseRunner, previous: RunPlan | None = None) -> None:
@@ -53,6 +55,7 @@ class RunPlan(HookPlan):
         )
         self.alone = self._due.alone and not through
         self._through = through
+        self.no_prefetch = self.plain or refuse_prefetch(self.hooks)
         self.next_due = self.next_write = 0
         self.stale = False
         self._made: dict[tuple[int, ...], Call] = {}
@@ -66,6 +69,13 @@ class RunPlan(HookPlan):
         Raises:
             TypeError: a hook's ``due`` did not return an int.
         """
+        if runner.host_reads.left:
+            iteration = self._at(runner)
+            self.next_due = 0
+            return partial(runner.host_reads.watch, iteration)
+        return self._at(runner)
+
+    def _at(self, runner: BaseRunner) -> Call:
         called, at = self._due.called(runner)
         now, end = runner._iter, NEVER if runner._max_iters is None else runner._max_iters
         self.next_due = min(at, now + HOUSEKEEPING, end)
@@ -93,6 +103,10 @@ class RunPlan(HookPlan):
     def only_ours(self, calls: Calls) -> bool:
         """Whether no user's hook is among the calls."""
         return all((hook := getattr(call, "__self__", None)) is not None and is_ours(hook) for call in calls)
+
+    def called_hooks(self) -> tuple[list[tuple[Hook, int | None]], list[Hook]]:
+        """The hooks that are called in some train iterations, with the next one, and those called in all."""
+        return self._due.points(), self._due.always
 
     def somebody_acted(self) -> None:
         """A user's hook was called: what it may concern is looked at again in the next iteration."""

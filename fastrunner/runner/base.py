@@ -25,6 +25,7 @@ from ..log import LogBuffer, get_logger
 from ..log.writer import LogWriter
 from ..model.parallel import unwrap
 from ..plan.dispatch import HookError, named
+from ..plan.host_reads import HostReads
 from ..step.config import StepConfig, make_config
 from .checks import check_count, check_model, check_optimizer, check_workflow
 from .garbage import Garbage
@@ -93,6 +94,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
         self.log_buffer = LogBuffer()
         self.log_writer = LogWriter(self.logger)
         self.garbage = Garbage()
+        self.host_reads = HostReads()
         self.data_loader: Any = None
         self.data_batch: Any
         self.outputs: Any
@@ -338,6 +340,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             self.garbage.restore()
             self._close_log(failed)
             for loader in self._loaders:
+                loader.prefetch_over_epoch_end = False
                 loader.close()
             self._close_hooks(failed)
 

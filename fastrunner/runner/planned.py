@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from ..hooks.hook import Hook
 from ..log.writer import LogWriter
 from ..plan.dispatch import HookList
+from ..plan.explain import explain
+from ..plan.host_reads import HostReads
 from ..plan.run_plan import RunPlan
 from ..step.choose import Step
 from ..step.config import StepConfig
@@ -29,6 +31,8 @@ class Planned:
     logger: logging.Logger
     run_kwargs: dict[str, Any]
     log_writer: LogWriter
+    _loaders: list[Any]
+    host_reads: HostReads
 
     @property
     def model(self) -> Any:
@@ -84,8 +88,21 @@ class Planned:
         plan = self._plan
         return self.renew_plan() if plan is None or plan.stale or plan.hooks != self._hooks else plan
 
+    def explain(self) -> str:
+        """The plan as text: what was lowered, what is called when, what was refused and why.
+
+        The first call lets the next 10 iterations be watched for lines that read the host. They are logged then, and
+        are part of every later answer. Before ``run()`` the plan is the one that the hooks would give now.
+        """
+        self.host_reads.arm()
+        if self._plan is None:
+            return explain(RunPlan(cast("BaseRunner", self)), cast("BaseRunner", self))
+        return explain(self.current_plan(), cast("BaseRunner", self))
+
     def renew_plan(self) -> RunPlan:
         """Make the plan again: methods may be new on hooks. ``FASTRUNNER_PLAN=off`` asks every hook, as MMCV does."""
         self._plan = RunPlan(cast("BaseRunner", self), previous=self._plan)
         self.log_writer.deferring = self._plan.alone
+        for loader in self._loaders:
+            loader.prefetch_over_epoch_end = self._plan.no_prefetch is None
         return self._plan
