@@ -58,14 +58,14 @@ def _of_this_package(kind: type) -> bool:
 
 
 def says_when(hook: Hook) -> bool:
-    """Whether the hook's ``due`` can be trusted: nothing that a subclass or the object adds comes before it."""
+    """Whether the hook's ``due`` can be trusted: a user's own always, ours only where nobody has added to the class."""
     if shadows(hook):
         return False
+    changed = False
     for kind in type(hook).__mro__:
         if "due" in vars(kind):
-            return True
-        if not _of_this_package(kind) and any(not name.startswith("__") for name in vars(kind)):
-            return False  # a subclass that changes when or what; it may define its own due
+            return not (changed and _of_this_package(kind))
+        changed |= not _of_this_package(kind) and any(not name.startswith("__") for name in vars(kind))
     return False
 
 
@@ -109,9 +109,14 @@ class HookPlan:
     """stage -> calls in priority order, one attribute a stage.
 
     Args:
-        hooks: in the order they run.
+        hooks: in the order they run; the live list.
         call_hook: send every stage through this function instead: a runner's own ``call_hook``, or MMCV's plain order.
+
+    Attributes:
+        stale: the hooks are others by now.
     """
+
+    stale = False
 
     before_run: Calls
     before_epoch: Calls
@@ -128,6 +133,8 @@ class HookPlan:
 
     def __init__(self, hooks: Sequence[Hook], call_hook: Callable[[str], None] | None = None) -> None:
         self.hooks = list(hooks)
+        self._live = hooks
+        self._hook_of: dict[int, Hook] = {}  # id of a call -> its hook
         self._calls: dict[tuple[int, str], Call] = {}
         self._origin: dict[int, tuple[str, str]] = {}  # id of a call -> (hook, stage), read only when one raises
         for stage in STAGES:
@@ -138,6 +145,7 @@ class HookPlan:
             for hook in acting:
                 call = self._calls[id(hook), stage] = bound(hook, stage)
                 self._origin[id(call)] = type(hook).__name__, stage
+                self._hook_of[id(call)] = hook
             setattr(self, stage, tuple(self._calls[id(hook), stage] for hook in acting))
 
     def call_of(self, hook: Hook, stage: str) -> Call | None:
@@ -149,9 +157,16 @@ class HookPlan:
         call = None
         try:
             for call in calls:
+                if self.stale and self.is_gone(call):
+                    continue
                 call(runner)
         except Exception as error:
             self.raise_named(call, error)
+
+    def is_gone(self, call: Call) -> bool:
+        """Whether the hook of a call was taken out of the list since the plan was made."""
+        hook = self._hook_of.get(id(call))
+        return hook is not None and not any(each is hook for each in self._live)
 
     def raise_named(self, call: Call | None, error: Exception) -> NoReturn:
         """Raise what ``call`` raised, with the names of its hook and stage."""

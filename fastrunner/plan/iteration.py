@@ -86,6 +86,8 @@ def make_iteration(
                     plan.write_policies(runner)
                 if before:
                     for call in before:
+                        if plan.stale and plan.is_gone(call):
+                            continue
                         call(runner)
                     if plan.stale:
                         return plan.finish(runner, timer, late)
@@ -93,6 +95,8 @@ def make_iteration(
                     buffer.append((1, {"data_time": time.perf_counter() - timer.t}))
                 if late:
                     for call in late:
+                        if plan.stale and plan.is_gone(call):
+                            continue
                         call(runner)
                     if plan.stale:
                         return plan.finish(runner)
@@ -105,9 +109,13 @@ def make_iteration(
                     buffer.update(outputs["log_vars"], outputs["num_samples"])
             else:
                 runner.run_iter(runner.data_batch, train_mode=True)
+            if plan.stale:
+                return plan.finish_step(runner)
             if calls_after:
                 runner._uncounted = "iter"
                 for call in between:
+                    if plan.stale and plan.is_gone(call):
+                        continue
                     call(runner)
                 if plan.stale:
                     plan.fire(plain_rest, runner)
@@ -118,6 +126,8 @@ def make_iteration(
                 update(runner)
             if after:
                 for call in after:
+                    if plan.stale and plan.is_gone(call):
+                        continue
                     call(runner)
             if timer is not None:
                 now = time.perf_counter()
@@ -125,6 +135,8 @@ def make_iteration(
                 timer.t = now
             if last:
                 for call in last:
+                    if plan.stale and plan.is_gone(call):
+                        continue
                     call(runner)
             if calls_after:
                 runner._uncounted = ""

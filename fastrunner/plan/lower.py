@@ -28,7 +28,7 @@ OWN_METHODS = ("run_iter", "train", "val", "call_hook")
 
 def why_plain(runner: BaseRunner) -> str | None:
     """Rule 1, of the runner: nothing is lowered where its own methods were replaced, or were asked not to be."""
-    if os.environ.get("FASTRUNNER_PLAN") == "off":
+    if asked_plain():
         return "FASTRUNNER_PLAN=off"
     for name in OWN_METHODS:
         if is_replaced(runner, name):
@@ -36,6 +36,10 @@ def why_plain(runner: BaseRunner) -> str | None:
     if runner.run_kwargs:
         return f"run() passes arguments on to train_step: {', '.join(sorted(runner.run_kwargs))}"
     return None
+
+
+def asked_plain() -> bool:
+    return os.environ.get("FASTRUNNER_PLAN") == "off"
 
 
 def is_replaced(runner: BaseRunner, name: str) -> bool:

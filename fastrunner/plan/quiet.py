@@ -47,6 +47,11 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
             else:
                 kept, count = {}, outputs.get("num_samples")
 
+            if plan.stale:  # the model has changed the run
+                buffer.append((1, {"data_time": waited}))
+                buffer.append((count, kept))
+                waited = None
+                return plan.finish_step(runner)
             call = update_call
             updater.zero_grad()
             outputs["loss"].backward()

@@ -16,7 +16,7 @@ from ..hooks.timer import IterTimerHook
 from .dispatch import HookPlan, is_ours
 from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
-from .lower import Lowering, refuse_prefetch, why_plain
+from .lower import Lowering, asked_plain, is_replaced, refuse_prefetch, why_plain
 from .quiet import make_quiet
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class RunPlan(HookPlan):
 
     def __init__(self, runner: BaseRunner, previous: RunPlan | None = None) -> None:
         self.plain = why_plain(runner)
-        through = self.plain is not None and ("call_hook" in self.plain or self.plain.startswith("FASTRUNNER_PLAN"))
+        through = asked_plain() or is_replaced(runner, "call_hook")
         super().__init__(runner.hooks, runner.call_hook if through else None)
         self.lowering = Lowering(runner, self.hooks) if self.plain is None else None
         self.terms = Terms() if self.lowering is None else self.lowering.terms
@@ -57,7 +57,8 @@ class RunPlan(HookPlan):
         self._through = through
         self.no_prefetch = self.plain or refuse_prefetch(self.hooks)
         self.next_due = self.next_write = 0
-        self.stale = False
+        self._rewrite = True  # somebody may have written to the lr
+        self._users_acted = False  # in the iteration before: they may have written to the lr
         self._made: dict[tuple[int, ...], Call] = {}
         self._writing = self._silent = self.quiet = self._iteration(runner, ())
         if self.terms.is_whole(runner) and not self._due.always:
@@ -76,6 +77,8 @@ class RunPlan(HookPlan):
         return self._at(runner)
 
     def _at(self, runner: BaseRunner) -> Call:
+        if self._users_acted:
+            self.next_write, self._rewrite, self._users_acted = 0, True, False
         called, at = self._due.called(runner)
         now, end = runner._iter, NEVER if runner._max_iters is None else runner._max_iters
         self.next_due = min(at, now + HOUSEKEEPING, end)
@@ -87,7 +90,7 @@ class RunPlan(HookPlan):
         if not called:
             return self.quiet
         if not all(map(is_ours, called)):
-            self.next_write = 0
+            self._users_acted = True
             runner.log_writer.flush()  # what they print comes after what was logged
         key = tuple(map(id, called))
         if key not in self._made:
@@ -112,6 +115,7 @@ class RunPlan(HookPlan):
         """A user's hook was called: what it may concern is looked at again in the next iteration."""
         self._due.somebody_acted()
         self.next_due = self.next_write = 0
+        self._rewrite = True
 
     def mark_stale(self) -> None:
         """Hooks, model or optimizer have changed: the loop makes another plan before the next iteration."""
@@ -121,8 +125,9 @@ class RunPlan(HookPlan):
     def write_policies(self, runner: BaseRunner) -> None:
         """Call the lr and momentum policies whose value changes in this iteration, and note when the next one does."""
         now, self.next_write = runner._iter, NEVER
+        rewrite, self._rewrite = self._rewrite, False
         for hook in self.terms.policies:
-            at = hook.due(runner)
+            at = now if rewrite else hook.due(runner)
             if at <= now:
                 call = self.call_of(hook, "before_train_iter")
                 self.fire((call,) if call is not None else (), runner)
@@ -143,6 +148,15 @@ class RunPlan(HookPlan):
         plan = runner.current_plan()
         called, _ = plan._due.called(runner)
         plan._iteration(runner, called, started=True)(runner)
+
+    def finish_step(self, runner: BaseRunner) -> None:
+        """The stage after an iteration whose train_step changed hooks, model or optimizer: with those there are now."""
+        plan = runner.current_plan()
+        called, _ = plan._due.called(runner)
+        ids = {id(hook) for hook in (*called, *plan._due.always, *plan.terms.hooks)}
+        runner._uncounted = "iter"
+        plan.fire(plan.after_train_iter if plan._through else plan._calls_of(ids, "after_train_iter"), runner)
+        runner._uncounted = ""
 
     def _iteration(self, runner: BaseRunner, called: Sequence[Hook], started: bool = False) -> Call:
         """The iteration that calls these hooks, and those that are always called."""
