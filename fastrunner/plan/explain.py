@@ -22,6 +22,7 @@ def explain(plan: RunPlan, runner: BaseRunner) -> str:
         blocks.append(_block("Every hook is called as in MMCV, nothing is lowered, because", [plan.plain]))
     else:
         blocks.append(_block("Part of the iteration", _lowered(plan, runner)))
+    blocks.append(_block("The step", runner.step.explain()))
     due, always = plan.called_hooks()
     blocks.append(_block("Called when due", [_row(h, _next(at)) for h, at in due]))
     blocks.append(_block("Called at every iteration", [_row(h, _why_always(h)) for h in always]))

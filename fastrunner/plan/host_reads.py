@@ -109,11 +109,11 @@ class _Functions(TorchFunctionMode):
             self.inside = False
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees reads that operators make themselves, from C++ and from backward."""
 
     def __init__(self, reads: HostReads, functions: _Functions) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads, self.functions = reads, functions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
