@@ -184,3 +184,18 @@ def test_warm_up_zero_does_not_divide_by_zero():
 def test_bad_input(arguments, says):
     with pytest.raises(ValueError, match=says):
         EMAHook(**arguments)
+
+
+def test_resume_from_is_a_resume_once_the_buffers_exist():
+    first = make(EpochBasedRunner, EMAHook(momentum=0.5, warm_up=0), max_epochs=1)
+    first.register_checkpoint_hook(dict(interval=1))
+    first.run([batches()], [("train", 1)])
+    average, raw = _pair(first)
+    second = make(EpochBasedRunner, EMAHook(momentum=0.5, warm_up=0, resume_from="out/epoch_1.pth"), max_epochs=2)
+    seen = []
+    second.register_hook(ClosureHook("before_train_iter", lambda r: seen.append((_pair(r), r.iter))))
+    second.run([batches()], [("train", 1)])
+    (params, buffers), iteration = seen[0]
+    assert torch.equal(params, raw)
+    assert torch.equal(buffers, average)
+    assert iteration == 3

@@ -21,6 +21,7 @@ from fastrunner import (
     FusedSGD,
     Hook,
     IterBasedRunner,
+    Photos,
     build_dataloader,
     supervised,
 )
@@ -458,3 +459,23 @@ def test_an_overridden_do_evaluate_finds_the_function_that_tests(hook_class):
     hook = Remembers(batches(), by_epoch=False, interval=3, evaluate=lambda results: dict(n=len(results)))
     make(IterBasedRunner, hook).run([batches()], [("train", 1)])
     assert len(hook.latest_results) == sum(map(len, batches()))
+
+
+def test_photos_through_dali():
+    """Twice, so that the loader has to start over; with a model whose answer can be worked out from the files."""
+    data = Photos("val", size=32)
+    loader = build_dataloader(data, 64, 1, shuffle=False)
+    torch.manual_seed(0)
+    net = nn.Sequential(Scaled(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    model = supervised(net, nn.CrossEntropyLoss())
+    runner = EpochBasedRunner(model, optimizer=FusedSGD(model.parameters(), lr=0.0), work_dir="out", max_epochs=2)
+    log = dict(interval=10, hooks=[dict(type="TextLoggerHook")])
+    runner.register_training_hooks(dict(policy="fixed"), {}, None, log)
+    hook = EvalHook(loader)
+    runner.register_hook(hook, "LOW")
+    runner.run([[next(iter(loader))]], [("train", 1)])
+    first, second = [r["acc"] for r in records() if r["mode"] == "val"]
+    assert first == second
+    results = single_gpu_test(model, loader)
+    assert first == pytest.approx(data.evaluate(results)["acc"], abs=1e-5)
+    assert len(results) == len(data) == 500
