@@ -73,14 +73,14 @@ def collect_results_cpu(result_part: list[Any], size: int | None, tmpdir: str | 
     with open(os.path.join(tmpdir, f"part_{rank}.pkl"), "wb") as file:
         pickle.dump(result_part, file)
     dist.barrier()
-    if rank != 0:
-        return None
     parts = []
-    for each in range(world_size):
+    for each in range(world_size if rank == 0 else 0):
         with open(os.path.join(tmpdir, f"part_{each}.pkl"), "rb") as file:
             parts.append(pickle.load(file))
-    shutil.rmtree(tmpdir)
-    return _interleaved(parts, size)
+    if rank == 0:
+        shutil.rmtree(tmpdir)
+    dist.barrier()  # or a fast rank's next results would be removed with these
+    return _interleaved(parts, size) if rank == 0 else None
 
 
 def collect_results_gpu(result_part: list[Any], size: int | None) -> list[Any] | None:

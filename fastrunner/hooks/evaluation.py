@@ -103,6 +103,7 @@ class EvalHook(Hook):
         self._resumed = False  # that was read from a checkpoint, and before_run has not used it yet
         self._between = False  # the evaluation at hand is not at the end of an epoch or iteration
         self._copy = False  # ... and what it evaluates is what was just resumed
+        self._best_names = ("best_score", "best_ckpt")  # in meta.hook_msgs; a second hook has names of its own
         if save_best is not None:
             self.best_ckpt_path: str | None = None
             self._init_rule(rule, save_best)
@@ -133,7 +134,11 @@ class EvalHook(Hook):
         if self.save_best is not None:
             if runner.meta is None:
                 runner.meta = {}
-            self.best_ckpt_path = runner.meta.setdefault("hook_msgs", {}).get("best_ckpt")
+            saving = [hook for hook in runner._hooks if getattr(hook, "save_best", None) is not None]
+            number = saving.index(self) if self in saving else 0
+            if number:
+                self._best_names = (f"best_score.{number}", f"best_ckpt.{number}")
+            self.best_ckpt_path = runner.meta.setdefault("hook_msgs", {}).get(self._best_names[1])
             self._catch_up(runner)
         self._resumed = False
 
@@ -257,17 +262,20 @@ class EvalHook(Hook):
 
     def _save_ckpt(self, runner: BaseRunner, key_score: Any) -> None:
         """Save if the score is better than the best so far; the old file is removed once the new one is on disk."""
+        if key_score is None:  # nothing was evaluated; projects' own _do_evaluate calls this all the same
+            return
         assert runner.meta is not None
         assert self.rule is not None
         assert self.out_dir is not None
         messages = runner.meta.setdefault("hook_msgs", {})
-        if not self.compare_func(key_score, messages.get("best_score", self.init_value_map[self.rule])):
+        best_score, best_ckpt = self._best_names
+        if not self.compare_func(key_score, messages.get(best_score, self.init_value_map[self.rule])):
             return
         number, unit = self._done(runner), "epoch" if self.by_epoch else "iter"
         self._evaluated = number  # the file says so: who resumes from it need not evaluate again
         name = f"best_{self.key_indicator}_{unit}_{number}.pth".replace(os.sep, "_")
         old, self.best_ckpt_path = self.best_ckpt_path, os.path.join(self.out_dir, name)
-        messages["best_score"], messages["best_ckpt"] = plain_score(key_score), self.best_ckpt_path
+        messages[best_score], messages[best_ckpt] = plain_score(key_score), self.best_ckpt_path
         if self._copy:
             copy_with_meta(runner.resumed_from, self.best_ckpt_path, hook_msgs=messages)
         else:

@@ -378,6 +378,18 @@ def test_nothing_to_evaluate_gives_no_best_and_a_warning():
     assert best_files() == []
 
 
+def test_two_hooks_have_a_best_each():
+    """mmcv compares one's score with the other's."""
+    runner = make(EpochBasedRunner, length=3)
+    runner.register_hook(EvalHook(batches(1), save_best="acc", evaluate=scores([0.1, 0.3, 0.2])), "LOW")
+    losses = iter([9.0, 8.0, 7.0])
+    runner.register_hook(EvalHook(batches(1), save_best="loss", evaluate=lambda r: dict(loss=next(losses))), "LOW")
+    runner.run([batches(1)], [("train", 1)])
+    assert best_files() == ["best_acc_epoch_2.pth", "best_loss_epoch_3.pth"]
+    messages = runner.meta["hook_msgs"]
+    assert (messages["best_score"], messages["best_score.1"]) == (0.3, 7.0)
+
+
 def test_out_dir_and_names_with_slashes():
     hook = EvalHook(batches(1), save_best="coco/bbox_mAP", out_dir="best", evaluate=lambda r: {"coco/bbox_mAP": 1.0})
     make(EpochBasedRunner, hook, length=1).run([batches(1)], [("train", 1)])
