@@ -1,13 +1,10 @@
-"""What the example configs import: a small CNN in MODELS, and data sets that can be evaluated in DATASETS."""
+"""What the example configs import: a small CNN in MODELS."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from fastrunner import DATASETS, MODELS, Digits, Photos, supervised
+from fastrunner import MODELS, supervised
 
 
 class Scale(nn.Module):
@@ -26,23 +23,3 @@ def SmallCNN(channels: int, classes: int = 10, widths: tuple[int, ...] = (16, 32
         channels = width
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(channels, classes)]
     return supervised(nn.Sequential(*layers), nn.CrossEntropyLoss())
-
-
-class Accuracy:
-    """``evaluate`` as EvalHook calls it: ``results`` has the scores of every sample, in order."""
-
-    labels: Tensor
-
-    def evaluate(self, results: list[Tensor], logger: Any = None) -> dict[str, float]:
-        predicted = torch.stack(results).argmax(1).cpu()
-        return {"acc": (predicted == self.labels).float().mean().item()}
-
-
-@DATASETS.register_module()
-class ScoredDigits(Accuracy, Digits):
-    pass
-
-
-@DATASETS.register_module()
-class ScoredPhotos(Accuracy, Photos):
-    pass

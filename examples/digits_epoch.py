@@ -10,8 +10,8 @@ model = dict(type="SmallCNN", channels=1, widths=(32, 64))
 data = dict(
     samples_per_gpu=64,
     workers_per_gpu=0,
-    train=dict(type="ScoredDigits", split="train"),
-    val=dict(type="ScoredDigits", split="val"),
+    train=dict(type="Digits", split="train"),
+    val=dict(type="Digits", split="val"),
 )
 optimizer = dict(type="FusedSGD", lr=0.1, momentum=0.9, weight_decay=1e-4)
 optimizer_config = dict(grad_clip=dict(max_norm=1.0))

@@ -9,8 +9,8 @@ model = dict(type="SmallCNN", channels=3, widths=(16, 32, 64))
 data = dict(
     samples_per_gpu=32,
     workers_per_gpu=2,
-    train=dict(type="ScoredPhotos", split="train"),
-    val=dict(type="ScoredPhotos", split="val"),
+    train=dict(type="Photos", split="train"),
+    val=dict(type="Photos", split="val"),
     train_dataloader=dict(drop_last=True),
 )
 optimizer = dict(type="FusedSGD", lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -164,7 +164,7 @@ class Window:
 class StampedSource:
     """A source of batches that notes when each batch was asked for and when it was given. Everything else is passed on.
 
-    Cost: two readings of the clock an iteration, some 0.2 us.
+    Cost: two readings of the clock an iteration, some 0.2 us; and 1 us where the source can tell what lies ready.
 
     Args:
         source: the loader.
@@ -178,6 +178,7 @@ class StampedSource:
         self._at = at if synchronize is not None else frozenset()
         self.asked_ns: list[int] = []
         self.given_ns: list[int] = []
+        self.ready: list[int] = []  # batches that lay ready when one was asked for, where the source can tell
 
     def __len__(self) -> int:
         return len(self._source)
@@ -191,6 +192,9 @@ class StampedSource:
         while True:
             if len(asked) in self._at and self._synchronize is not None:
                 self._synchronize()
+            ready = getattr(self._source, "num_ready", None)
+            if ready is not None:
+                self.ready.append(ready)
             asked.append(perf_counter_ns())
             try:
                 batch = next(batches)

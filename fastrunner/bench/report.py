@@ -83,6 +83,8 @@ def _split(split: dict[str, Any], console: Console) -> None:
     total = sum(means.values())
     rows = [(LABELS[part][0], duration(means[part]), f"{means[part] / total:.1%}", LABELS[part][1]) for part in PARTS]
     rows.append(("together", duration(total), "", ""))
+    if split["mean_ready"] is not None:
+        rows.append(("ready", f"{split['mean_ready']:.1f}", "", "batches that lay ready when one was asked for"))
     note = f"a second pass, with clocks; mean of {split['timed_iters']:,}"
     _print(console, "Where an iteration goes", note, rows)
 

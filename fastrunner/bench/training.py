@@ -192,6 +192,7 @@ def split(
     return {
         "timed_iters": len(parts["data"]),
         "mean_ns": {part: sum(samples) / len(samples) for part, samples in parts.items()},
+        "mean_ready": sum(source.ready) / len(source.ready) if source.ready else None,
         "samples_ns": parts,
     }
 

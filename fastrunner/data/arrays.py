@@ -223,9 +223,10 @@ class ArrayLoader(EpochLoader):
         """How well the threads kept up: see :class:`~fastrunner.data.ring.Stats`."""
         return asdict(self._ring.stats) if self._ring is not None else {}
 
-    def ready(self) -> int:
-        """Batches that lie ready."""
-        return self._ring.ready() if self._ring is not None else 0
+    @property
+    def num_ready(self) -> int | None:
+        """Batches that can be taken without waiting; None without threads."""
+        return self._ring.num_ready if self._ring is not None else None
 
 
 class _Allocate:

@@ -11,6 +11,7 @@ A source is any iterable with a length. :func:`as_loader` gives each of them the
     state_dict()               plain types, O(1): what ``load_state_dict`` needs to go on there, on any number of ranks
     state_at(epoch, position)  the same for another place: a runner counts what is used, not what was handed over
     close()                    threads, processes and slots are gone; iterating again brings new ones
+    num_ready                  batches that can be taken without waiting; None where nobody can tell. It is logged
     prefetch_over_epoch_end    whether the next epoch's batches may be made while this one is used. A runner sets it
                                where no hook can touch the data between epochs; False at first
 
@@ -101,6 +102,11 @@ class EpochLoader(ABC):
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def num_ready(self) -> int | None:
+        """Batches that can be taken without waiting; None where nobody can tell."""
+        return None
 
     @property
     def seed(self) -> int:
@@ -260,6 +266,12 @@ class IterLoader:
     @prefetch_over_epoch_end.setter
     def prefetch_over_epoch_end(self, allowed: bool) -> None:
         self._loader.prefetch_over_epoch_end = allowed
+
+    @property
+    def num_ready(self) -> int | None:
+        """Batches that can be taken without waiting; None where nobody can tell."""
+        ready: int | None = getattr(self._loader, "num_ready", None)
+        return ready
 
     def seek(self, epoch: int, position: int = 0) -> None:
         """Let the next batch be number ``position`` of ``epoch``."""

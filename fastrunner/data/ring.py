@@ -134,8 +134,9 @@ class Ring:
             run.threads.append(thread)
             thread.start()
 
-    def ready(self) -> int:
-        """Batches that lie ready."""
+    @property
+    def num_ready(self) -> int:
+        """Batches that can be taken without waiting."""
         run = self._run
         return 0 if run is None else sum(not slot.filled.locked() for slot in run.slots)
 
@@ -152,7 +153,7 @@ class Ring:
         self._free(run)
         slot = run.slots[run.taken % self.num_slots]
         stats = self.stats
-        stats.ready += self.ready()
+        stats.ready += self.num_ready
         if not slot.filled.acquire(blocking=False):
             begin = perf_counter()
             while not slot.filled.acquire(timeout=_LOOK_S):

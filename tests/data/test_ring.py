@@ -106,7 +106,7 @@ def test_threads_stop_ahead_of_a_slow_taker():
     ring.start(range(100))
     take(ring, 1)
     wait_for(lambda: len(made) == ring.num_slots)
-    assert ring.ready() == ring.num_slots - 1
+    assert ring.num_ready == ring.num_slots - 1
     take(ring, 1)  # the first batch is nobody's now
     wait_for(lambda: len(made) == ring.num_slots + 1)
     assert made == list(range(ring.num_slots + 1))
@@ -124,7 +124,7 @@ def wait_for(condition):
 def test_stats_tell_waiting_from_being_ready():
     ring = make(num_threads=1, ahead=2)
     ring.start(range(5))
-    wait_for(lambda: ring.ready() == 5)
+    wait_for(lambda: ring.num_ready == 5)
     take(ring, 5)
     assert (ring.stats.batches, ring.stats.waited, ring.stats.ready) == (5, 0, 5 + 4 + 3 + 2 + 1)
     gate = threading.Event()

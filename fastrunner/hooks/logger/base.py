@@ -109,6 +109,9 @@ class LoggerHook(Hook, metaclass=ABCMeta):
         if due and runner.iter != self._averaged_at:  # or what is ready now is an evaluation's, not training's
             self._averaged_at = runner.iter
             runner.log_buffer.average(self.interval)
+            ready = getattr(runner.data_loader, "num_ready", None)
+            if ready is not None:  # batches that lie ready now: 0 says that the loader is what is waited for
+                runner.log_buffer.output["data_ready"] = ready
         self._log_if_ready(runner)
 
     due_if_alone = True  # whoever sets log_buffer.ready makes all loggers log
