@@ -83,8 +83,7 @@ class Failures:
                 try:
                     feed_all(pipe, self._feed.single(batch.epoch, index))
                     pipe.schedule_run()
-                    pipe.share_outputs()
-                    pipe.release_outputs()
+                    pipe.outputs()
                     error: BaseException | None = ERRORS.take()
                 except Exception as failure:
                     error, pipe = failure, None  # a pipeline that has failed cannot go on

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -111,10 +112,13 @@ class DaliLoader(EpochLoader):
     def samples_fed(self) -> int:
         return self._fed_before + (self._producer.samples_fed if self._producer is not None else 0)
 
-    @property
-    def num_ready(self) -> int:
+    def ready(self) -> int:
         """Batches that can be taken without waiting."""
-        return self._producer.num_ready if self._producer is not None else 0
+        return self._producer.ready() if self._producer is not None else 0
+
+    def stats(self) -> dict[str, float]:
+        """How well DALI kept up, since the loader was started: see :class:`~fastrunner.data.ring.Stats`."""
+        return asdict(self._producer.stats) if self._producer is not None else {}
 
     @property
     def unreadable_samples(self) -> dict[int, str]:

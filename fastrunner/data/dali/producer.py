@@ -1,7 +1,8 @@
-"""A DALI pipeline at work: a thread that feeds it, starts its runs, and takes its outputs, ahead of who wants them.
+"""A DALI pipeline at work: fed, run, and emptied, ahead of who wants its batches.
 
-DALI's own threads do the work. This one needs the interpreter for some 0.1 ms a batch, which would otherwise be the
-training thread's; that one only takes what is ready (4 us).
+DALI's own threads do the work, but feeding them and taking their outputs needs the interpreter for some 0.07 ms a
+batch. A thread does that during the step, so that the training thread only takes what is ready (3 us). Where there is
+hardly a step, the training thread does it itself: handing over between threads would cost as much again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
 
+from ..ring import Stats
 from .augment import ERRORS
 from .failures import Failures
 from .feed import Batch, Feed, feed_all
 from .runtime import to_torch
+
+_STEP_NS = 200_000  # a step that takes less than this leaves no time for another thread
 
 _live: weakref.WeakSet[Producer] = weakref.WeakSet()
 
@@ -28,16 +31,19 @@ _live: weakref.WeakSet[Producer] = weakref.WeakSet()
 class Producer:
     """Makes batches in order, from anywhere.
 
+    ``_work`` guards the pipeline and all that concerns it. ``_ready`` and ``_taken`` need no guard: they are written by
+    one operation of the interpreter, or by the training thread alone.
+
     Args:
         build: a new, built pipeline.
         feed: what goes in.
         finish: outputs of the pipeline as tensors -> what the loader hands over.
-        failures: told of every run that fails; raises, or says which samples cannot be read.
+        failures: told of every run that fails; raises, or says which samples cannot be made.
         prefetch: batches that are being made or wait to be taken.
         stream: of a GPU, where the outputs will be used; its raw handle.
     Attributes:
         samples_fed: samples that the pipeline was given since this was made.
-        wait_ns, num_waits: how long and how often a batch was waited for.
+        stats: how often and how long a batch was waited for.
     """
 
     def __init__(
@@ -52,21 +58,30 @@ class Producer:
     ) -> None:
         self._build, self._feed, self._finish, self._failures = build, feed, finish, failures
         self._prefetch, self._stream = prefetch, stream
-        self.samples_fed = self.wait_ns = self.num_waits = 0
+        self.samples_fed, self.stats = 0, Stats()
         self._pid = os.getpid()
         self._pipe: Any = build()
+        self._work = threading.Lock()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
         self._stopping = False
-        self._ready: SimpleQueue[Batch | BaseException] = SimpleQueue()
+        self._closed = False
+        self._error: BaseException | None = None  # of the thread
+        self._busy = True  # the thread is to work; else the training thread does
+        self._given_ns = 0  # when the last batch was given
         self._running: deque[Batch] = deque()  # the pipeline works on them
-        self._ahead = 0  # batches that were fed and not taken
+        self._ready: deque[Batch] = deque()
+        self._fed = self._taken = 0  # batches
         self._feeding = (0, 0)  # epoch and position of the batch to be fed next
         self._last_epoch = 0  # that may be fed
         self._wanted: tuple[int, int] | None = None  # the batch to be taken next
         _live.add(self)
         _close_at_exit()
         ERRORS.watch()
+
+    def ready(self) -> int:
+        """Batches that can be taken without waiting."""
+        return len(self._ready)
 
     def start(self, epoch: int, position: int, last_epoch: int) -> None:
         """Make that batch the next to be taken. What was made ahead stays, if it begins there."""
@@ -75,87 +90,97 @@ class Producer:
         self._last_epoch = last_epoch
         if self._wanted != (epoch, position) or self._thread is None:
             self._halt()
+            self._pipe = self._build() if self._pipe is None else self._pipe
             self._wanted = self._feeding = (epoch, position)
-            self._thread = threading.Thread(target=self._work, name="fastrunner-dali", daemon=True)
+            self._busy, self._given_ns = True, 0
+            self._thread = threading.Thread(target=self._run, name="fastrunner-dali", daemon=True)
             self._thread.start()
-        else:
-            with self._changed:
-                self._changed.notify()
+        self._wake.set()
 
     def take(self, last_epoch: int) -> dict[str, Any]:
         """The next batch, waiting for it where it is not ready.
 
+        Args:
+            last_epoch: whose batches may be made from now on.
         Raises:
-            RuntimeError: it could not be made; the producer has stopped.
+            RuntimeError: it could not be made; the producer must be started again.
         """
-        if self.num_ready:
-            item = self._ready.get()
+        self._last_epoch = last_epoch
+        begin = perf_counter_ns()
+        self._busy = begin - self._given_ns > _STEP_NS
+        stats, ready = self.stats, len(self._ready)
+        if ready:
+            batch = self._ready.popleft()
+            self._taken += 1
+            stats.ready += ready
         else:
-            begin = perf_counter_ns()
-            item = self._ready.get()
-            self.wait_ns += perf_counter_ns() - begin
-            self.num_waits += 1
-        if isinstance(item, BaseException):
-            self._wanted = None
-            raise item
-        self._wanted = self._feed.after(item.epoch, item.position)
-        with self._changed:
-            self._ahead -= 1
-            self._last_epoch = last_epoch
-            self._changed.notify()
-        return item.made
-
-    @property
-    def num_ready(self) -> int:
-        """Batches that can be taken without waiting."""
-        return self._ready.qsize()
+            batch = self._wait()
+            stats.waited += 1
+            stats.waited_s += (perf_counter_ns() - begin) * 1e-9
+        stats.batches += 1
+        self._wanted = self._feed.after(batch.epoch, batch.position)
+        if self._busy:
+            self._wake.set()
+        self._given_ns = perf_counter_ns()
+        return batch.made
 
     def close(self) -> None:
         """End the thread and the pipeline; called twice it does nothing."""
-        self._halt()
-        if self._pipe is not None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._thread is threading.current_thread():  # garbage is collected wherever it is found
+            self._stopping = True  # the thread ends by itself, and what is left goes with it
+        else:
+            self._halt()
             self._pipe = None  # a pipeline ends with its last reference
-            ERRORS.leave()
+        ERRORS.leave()
 
-    def _halt(self) -> None:
-        """End the thread, and drop what was made ahead."""
-        if self._pid != os.getpid():
-            return  # the thread is the parent's
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        self._thread, self._wanted, self._stopping = None, None, False
-        try:
-            while self._running:
-                self._running.popleft()
-                self._pipe.share_outputs()
-                self._pipe.release_outputs()
-        except RuntimeError:  # a broken file in a batch that nobody will see; it is named when its turn comes
-            self._running.clear()
-            self._pipe = self._build()
-        self._ready, self._ahead = SimpleQueue(), 0
+    def _wait(self) -> Batch:
+        """The next batch where none is ready: made here, unless the thread is at it."""
+        with self._work:
+            if self._error is not None:
+                raise self._error
+            while not self._ready:
+                assert self._running or self._may_feed(), "a batch was asked for that must not be made yet"
+                self._advance()
+            batch = self._ready.popleft()
+            self._taken += 1
+            if not self._busy:
+                try:
+                    self._fill()
+                except Exception as error:
+                    self._error = error  # of a batch to come, not of this one
+        return batch
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         """The thread."""
-        try:
-            while self._wait():
-                while self._may_feed():
-                    self._feed_one()
-                self._collect()
-        except BaseException as error:
-            self._ready.put(error)
+        while not self._stopping:
+            self._wake.wait()
+            self._wake.clear()
+            while self._busy and not self._stopping:
+                with self._work:
+                    if not (self._running or self._may_feed()):
+                        break
+                    try:
+                        self._advance()
+                    except BaseException as error:
+                        self._error = error
+                        return
 
-    def _wait(self) -> bool:
-        """Until there is something to do; False: stop."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._running or self._may_feed())
-            return not self._stopping
+    def _advance(self) -> None:
+        """Feed what may be fed, and take the oldest run's outputs."""
+        self._fill()
+        if self._running:
+            self._collect()
+
+    def _fill(self) -> None:
+        while self._may_feed():
+            self._feed_one()
 
     def _may_feed(self) -> bool:
         # another executor than DALI's default keeps outputs only until the next run
-        room = self._ahead < self._prefetch and (self._pipe.exec_dynamic or not self._running)
+        room = self._fed - self._taken < self._prefetch and (self._pipe.exec_dynamic or not self._running)
         return room and self._feeding[0] <= self._last_epoch
 
     def _feed_one(self) -> None:
@@ -165,18 +190,14 @@ class Producer:
         feed_all(self._pipe, batch.rows)
         self._running.append(batch)
         self._pipe.schedule_run()
-        with self._changed:
-            self._ahead += 1
+        self._fed += 1
         self.samples_fed += len(batch.ids)
 
     def _collect(self) -> None:
         """Wait for the oldest run, and put what it made where it can be taken."""
-        if not self._running:
-            return
         try:
-            outputs = self._pipe.share_outputs(cuda_stream=self._stream)
+            outputs = self._pipe.outputs(cuda_stream=self._stream)  # and the last run's are released
             tensors = [to_torch(output, copy=not self._pipe.exec_dynamic) for output in outputs]
-            self._pipe.release_outputs()
         except RuntimeError as error:
             self._pipe = None  # a pipeline that has failed cannot go on
             self._recover(error)
@@ -184,14 +205,13 @@ class Producer:
         silent = ERRORS.take()
         if silent is not None:
             for _ in range(len(self._running) - 1):
-                self._pipe.share_outputs()
-                self._pipe.release_outputs()
+                self._pipe.outputs()
             self._recover(silent)
             return
         batch = self._running.popleft()
         batch.made = self._finish(tensors, batch)
         batch.rows = {}
-        self._ready.put(batch)
+        self._ready.append(batch)
         self._failures.made()
 
     def _recover(self, error: Exception) -> None:
@@ -201,8 +221,26 @@ class Producer:
         self._failures.failed(error, suspects, self._pipe)
         self._pipe = self._build() if self._pipe is None else self._pipe
         self._feeding = (suspects[0].epoch, suspects[0].position)
-        with self._changed:
-            self._ahead -= len(suspects)
+        self._fed -= len(suspects)
+
+    def _halt(self) -> None:
+        """End the thread, and drop what was made ahead."""
+        if self._pid != os.getpid():
+            return  # the thread is the parent's
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, self._wanted, self._error, self._stopping = None, None, None, False
+        try:
+            for _ in range(len(self._running)):
+                self._pipe.outputs()
+        except RuntimeError:  # a broken file in a batch that nobody will see; it is named when its turn comes
+            self._pipe = None
+        ERRORS.take()  # nor will anybody see theirs
+        self._running.clear()
+        self._ready.clear()
+        self._fed = self._taken = 0
 
 
 @functools.cache
