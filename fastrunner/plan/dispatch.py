@@ -6,7 +6,7 @@ that holds only the hooks that act there; a stage nobody acts on is an empty tup
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,6 +86,25 @@ class HookList(list):  # type: ignore[type-arg]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+
+def following(hooks: list[Hook]) -> Iterator[Hook]:
+    """The hooks one after the other, each once, from a list that may change meanwhile.
+
+    A new one is met if it stands behind those that were. One that is taken out is not met, and, unlike in a loop over
+    the list itself, does not make the next one be missed.
+    """
+    met: set[int] = set()
+    place = 0
+    while place < len(hooks):
+        hook = hooks[place]
+        if id(hook) not in met:
+            met.add(id(hook))
+            yield hook
+        if place < len(hooks) and hooks[place] is hook:
+            place += 1
+        else:  # the list has changed: go on behind the last that was met
+            place = 1 + max((i for i, each in enumerate(hooks) if id(each) in met), default=-1)
 
 
 def _telling(name: str) -> Callable[..., Any]:

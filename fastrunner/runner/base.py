@@ -24,7 +24,7 @@ from ..hooks.priority import Priority, get_priority
 from ..log import LogBuffer, get_logger
 from ..log.writer import LogWriter
 from ..model.parallel import unwrap
-from ..plan.dispatch import HookError, named
+from ..plan.dispatch import HookError, following, named
 from ..plan.host_reads import HostReads
 from ..step.config import StepConfig, make_config
 from .checks import check_count, check_model, check_optimizer, check_workflow
@@ -253,7 +253,7 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
     def call_hook(self, fn_name: str) -> None:
         """Call the method ``fn_name`` of every hook, in order."""
         self.log_writer.flush()
-        for hook in self._hooks:  # the live list: hooks may register further ones
+        for hook in following(self._hooks):  # the live list: hooks may register further ones
             try:
                 getattr(hook, fn_name)(self)
             except Exception as error:

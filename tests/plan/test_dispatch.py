@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrunner import ClosureHook, Hook, HookError
-from fastrunner.plan.dispatch import STAGES, HookPlan, named
+from fastrunner.plan.dispatch import STAGES, HookPlan, following, named
 
 METHODS = [*Hook.stages, "before_epoch", "after_epoch", "before_iter", "after_iter"]
 
@@ -125,3 +125,25 @@ def make_unsubclassable() -> Exception:
             raise TypeError("final")
 
     return Final("no heirs")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda hooks: hooks.remove("b"), "abcd"),  # itself: c is not missed
+        (lambda hooks: hooks.remove("c"), "abd"),
+        (lambda hooks: hooks.remove("a"), "abcd"),  # one that was met: c is not missed
+        (lambda hooks: hooks.append("e"), "abcde"),
+        (lambda hooks: hooks.insert(2, "e"), "abecd"),
+        (lambda hooks: hooks.insert(0, "e"), "abcd"),  # before those that were met: too late
+        (lambda hooks: hooks.clear(), "ab"),
+        (lambda hooks: hooks.reverse(), "ab"),
+    ],
+)
+def test_a_list_that_changes_while_its_hooks_are_called(change, expected):
+    hooks, met = list("abcd"), []
+    for hook in following(hooks):
+        met.append(hook)
+        if hook == "b" and len(met) == 2:
+            change(hooks)
+    assert "".join(met) == expected
