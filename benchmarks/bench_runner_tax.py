@@ -1,13 +1,16 @@
 """What does the runner add to an iteration whose step does nothing?
 
-Floor: a bare loop with the same calls: train_step, zero_grad, backward, step, the last three of them empty.
-Case: the runner with the default hooks of register_training_hooks: step lr with warmup, OptimizerHook, CheckpointHook,
-IterTimerHook, TextLoggerHook. Between due points nothing is logged or saved in the timed iterations; the second figure
-logs every 50 iterations to a file and to .log.json, and spreads that over all iterations.
-Bar: at most 5 us an iteration between due points.
-Gate: tests/bench/test_tax.py must be green first. (Peers come with the comparison of all runners.)
+Floor: a bare loop with the same calls: train_step, zero_grad, backward, clip and step, the last three of them empty.
+Cases: the runner with
+  default        the hooks of register_training_hooks: step lr by iteration with warmup, OptimizerHook with grad_clip,
+                 CheckpointHook, IterTimerHook, TextLoggerHook; between due points
+  every 50       the same, and a log every 50 iterations to a file and to .log.json, spread over all iterations
+  everything     default, EMAHook, an EvalHook and a TensorboardLoggerHook that are not due; between due points
+  50 idle        default, and 25 hooks that override nothing, 25 that are not due
+Bars: default 1 us, every 50 4 us, everything 1.5 us; 50 idle: the interval of the difference to default holds zero.
+Gate: tests/bench/test_tax.py and tests/plan must be green first. Peers: `python -m fastrunner.bench --against`.
 
-Floor and case take turns in one process; a difference is taken within a round.
+Floor and case take turns in one process; a difference is taken within a round. One thread.
 """
 
 from __future__ import annotations
@@ -22,14 +25,39 @@ from pathlib import Path
 
 import torch
 
+from fastrunner import EMAHook, EvalHook, Hook, TensorboardLoggerHook
 from fastrunner.bench import machine
-from fastrunner.bench.tax import noop_tax
+from fastrunner.bench.measure import difference
+from fastrunner.bench.tax import NEVER, noop_tax
 
 RECORDS = Path(__file__).resolve().parent / "records"
-BAR_US = 5.0
-CASES = {  # name -> (iterations a round, log interval, whether the bar is for it)
-    "between due points": (200, None, True),
-    "log every 50": (1000, 50, False),
+
+
+class NotDue(Hook):
+    """A hook of a user's that acts once in a very long while."""
+
+    def due(self, runner):
+        return NEVER
+
+    def after_train_iter(self, runner):
+        pass
+
+
+def everything():
+    evaluation = EvalHook([{}], interval=NEVER, by_epoch=False, evaluate=lambda results: {})
+    tensorboard = TensorboardLoggerHook(interval=NEVER, by_epoch=False)
+    return [(EMAHook(), "NORMAL"), (evaluation, "LOW"), (tensorboard, "VERY_LOW")]
+
+
+def fifty_idle():
+    return [(kind(), priority) for kind in (Hook, NotDue) for priority in range(2, 100, 4)]
+
+
+CASES = {  # name -> (iterations a round, log interval, further hooks, bar in us)
+    "default": (180, None, tuple, 1.0),
+    "every 50": (1000, 50, tuple, 4.0),
+    "everything": (180, None, everything, 1.5),
+    "50 idle": (180, None, fifty_idle, None),
 }
 
 
@@ -39,7 +67,7 @@ def measure(rounds: int) -> dict[str, dict]:
         logger = logging.Logger("bench_runner_tax", logging.INFO)
         logger.addHandler(logging.FileHandler(Path(folder) / "run.log"))
         for runner in ("iter", "epoch"):
-            for name, (num_iters, log_interval, _) in CASES.items():
+            for name, (num_iters, log_interval, hooks, _) in CASES.items():
                 results[f"{runner}, {name}"] = noop_tax(
                     runner,
                     num_iters=num_iters,
@@ -47,6 +75,7 @@ def measure(rounds: int) -> dict[str, dict]:
                     work_dir=Path(folder) / "work",
                     logger=logger,
                     log_interval=log_interval,
+                    hooks=hooks,
                 )
     return results
 
@@ -55,10 +84,11 @@ def report(results: dict[str, dict]) -> bool:
     met = True
     for name, result in results.items():
         tax, bare, case = result["tax_us"], result["bare"], result["runner"]
-        barred = CASES[name.split(", ")[1]][2]
-        verdict = "" if not barred else "met: " if tax["median"] <= BAR_US else "MISSED: "
+        bar, verdict = CASES[name.split(", ")[1]][3], ""
+        if bar is not None:
+            verdict = "met: " if tax["median"] <= bar else "MISSED: "
         met = met and verdict != "MISSED: "
-        print(f"{verdict}{name}: {tax['median']:+.2f} us an iteration" + (f", at most {BAR_US:.0f}" if barred else ""))
+        print(f"{verdict}{name}: {tax['median']:+.2f} us an iteration" + (f", at most {bar:g}" if bar else ""))
         print(
             f"  {tax['confidence']:.0%} sure: {tax['low']:+.2f} to {tax['high']:+.2f}; smallest against smallest "
             f"{tax['of_minima']:+.2f}; {result['rounds']} rounds of {result['iters_per_round']}"
@@ -68,6 +98,15 @@ def report(results: dict[str, dict]) -> bool:
                 f"  {side:<6} median {timing['median_ns'] / 1e3:6.2f}  MAD {timing['mad_ns'] / 1e3:5.2f}  "
                 f"min {timing['min_ns'] / 1e3:6.2f}  max {max(timing['samples_ns']) / 1e3:6.2f} us"
             )
+    for runner in ("iter", "epoch"):
+        idle, default = (results[f"{runner}, {name}"]["runner"]["samples_ns"] for name in ("50 idle", "default"))
+        delta = difference(idle, default)
+        verdict = "met" if delta.low_ns <= 0 else "MISSED"
+        met = met and verdict == "met"
+        print(
+            f"{verdict}: {runner}, 50 idle hooks over none: {delta.median_ns:+.0f} ns, "
+            f"{delta.confidence:.0%} sure: {delta.low_ns:+.0f} to {delta.high_ns:+.0f}"
+        )
     return met
 
 
@@ -77,6 +116,7 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write every sample to benchmarks/records/")
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="in the record's name (default: today)")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     facts = machine.facts(torch.device("cpu"))
     print(f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, load {facts['load'][0]:.2f}")
     results = measure(arguments.rounds)
@@ -84,7 +124,8 @@ def main() -> int:
     if arguments.record:
         RECORDS.mkdir(exist_ok=True)
         path = RECORDS / f"{arguments.date}_runner_tax.json"
-        path.write_text(json.dumps(dict(machine=facts, bar_us=BAR_US, met=met, results=results), indent=1) + "\n")
+        bars = {name: bar for name, (*_, bar) in CASES.items()}
+        path.write_text(json.dumps(dict(machine=facts, bars_us=bars, met=met, results=results), indent=1) + "\n")
         print(f"recorded in {path}")
     return 0 if met else 1
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hooks import Hook
 from ..optim.fused import FusedSGD
 from .measure import Timing, Window, difference, interleaved
 from .training import MAX_NORM, Plan, make_runner
@@ -55,22 +56,32 @@ def step_tax(
 
 
 def noop_tax(
-    runner: str, *, num_iters: int, rounds: int, work_dir: Path, logger: logging.Logger, log_interval: int | None = None
+    runner: str,
+    *,
+    num_iters: int,
+    rounds: int,
+    work_dir: Path,
+    logger: logging.Logger,
+    log_interval: int | None = None,
+    hooks: Callable[[], Sequence[tuple[Hook, int | str]]] = tuple,
 ) -> dict[str, Any]:
     """The tax over a step that does nothing: ``train_step`` returns the same dict, backward and update are empty.
 
     Args:
         log_interval: log every so many iterations; None: nothing is due in the timed iterations.
+        hooks: makes further hooks, with their priorities, for each run.
     """
-    model = NoopModel()
-    optimizer = NoopOptimizer(model.parameters(), lr=0.1)
     configs = _nothing_due(log_interval)
 
     def by_runner(window: Window) -> None:
+        model, optimizer = _noops()
         made = make_runner(_plan(runner, window), model, optimizer, work_dir, logger, **configs)
+        for hook, priority in hooks():
+            made.register_hook(hook, priority)
         made.run([window], [("train", 1)])
 
     def by_hand(window: Window) -> None:
+        model, optimizer = _noops()
         model.train()
         for batch in window:
             outputs = model.train_step(batch, optimizer)
@@ -79,6 +90,11 @@ def noop_tax(
             optimizer.clipped_step(MAX_NORM)
 
     return _compare(by_hand, by_runner, [{}], num_iters, rounds, None)
+
+
+def _noops() -> tuple[NoopModel, NoopOptimizer]:
+    model = NoopModel()
+    return model, NoopOptimizer(model.parameters(), lr=0.1)
 
 
 class NoopModel(nn.Module):

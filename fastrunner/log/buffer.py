@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .history import History, check_single, last_means
+from .history import History, check_dict, check_single, last_means
 
 STRETCH = 1024  # rows between two looks at the size of the histories
 
@@ -39,6 +39,7 @@ class LogBuffer:
         self.ready = False
         self._rows: list[Row] = []
         self.append = self._rows.append  # a row whose values can be kept as they are
+        self._settled = 0  # rows since the histories were last shortened
         self.plain_len = -1  # log_vars of this length were found to be plain; -1: look at them each time
         self._histories: dict[str, History] = {}
         self._plain: dict[Names, bool] = {}  # names -> whether their values can be kept as they are
@@ -66,8 +67,8 @@ class LogBuffer:
             TypeError: not a dict.
             ValueError: a tensor of several elements.
         """
-        if type(vars) is not dict and not isinstance(vars, dict):
-            raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
+        if type(vars) is not dict:
+            check_dict(vars)
         self._rows.append((count, vars.copy() if self._plain.get(tuple(vars)) else self.kept(vars)))
         if len(self._rows) > STRETCH:
             self.bound()
@@ -96,11 +97,11 @@ class LogBuffer:
         self.clear_output()
 
     def bound(self) -> None:
-        """Where many rows wait: move them to the histories, and drop what is older than the window."""
-        if len(self._rows) <= STRETCH:
-            return
-        self._settle()
-        if self.window is not None:
+        """Where many rows wait or have gone: move them to the histories, and drop what is older than the window."""
+        if len(self._rows) > STRETCH:
+            self._settle()
+        if self._settled > STRETCH and self.window is not None:
+            self._settled = 0
             for history in self._histories.values():
                 history.keep_last(self.window, slack=STRETCH)
 
@@ -124,8 +125,7 @@ class LogBuffer:
 
     def look_at(self, log_vars: dict[str, Any]) -> dict[str, Any]:
         """``kept``, for the row of a whole iteration; ``plain_len`` then says whether the next one needs it."""
-        if not isinstance(log_vars, dict):
-            raise TypeError(f"log_vars must be a dict of name -> value, got {type(log_vars).__name__}")
+        check_dict(log_vars)
         kept = self.kept(log_vars)
         self.plain_len = len(log_vars) if self._plain[tuple(log_vars)] else -1
         return kept
@@ -133,6 +133,7 @@ class LogBuffer:
     def _settle(self) -> None:
         """Move the values of all rows to the histories of their keys."""
         rows = self._rows[:]
+        self._settled += len(rows)
         self._rows.clear()  # the list itself stays: ``append`` is bound to it
         waiting: dict[str, tuple[list[Any], list[int]]] = {}
         for run in _runs(rows):
@@ -175,6 +176,7 @@ def _runs(rows: list[Row]) -> list[list[Row]]:
 
 def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
     """(key, values, counts) of rows with the same keys, in the order MMCV's hooks log them."""
+    check_dict(rows[0][1])  # where the plan appended it, nobody has looked yet
     counts = [row[0] for row in rows]
     columns = [(name, [row[1][name] for row in rows], counts) for name in rows[0][1]]
     if len(rows[0]) == 2:

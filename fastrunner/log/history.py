@@ -89,6 +89,12 @@ def last_means(histories: list[History], n: int) -> list[np.float64]:
     return [means[i] for i in range(len(histories))]
 
 
+def check_dict(vars: Any) -> None:
+    """Raise TypeError unless ``vars`` is a dict."""
+    if not isinstance(vars, dict):
+        raise TypeError(f"log_vars must be a dict of name -> value, got {type(vars).__name__}")
+
+
 def check_single(name: str, value: Tensor) -> None:
     """Raise ValueError unless ``value`` has exactly one element."""
     if value.numel() != 1:

@@ -54,7 +54,11 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                 return plan.finish_step(runner)
             call = update_call
             updater.zero_grad()
-            outputs["loss"].backward()
+            try:
+                outputs["loss"].backward()
+            except (RuntimeError, AttributeError, KeyError):
+                check_loss(outputs)  # says what is wrong with the loss, if it is the loss
+                raise
             average = None if ema is None else ema.average_at(runner._iter)
             if max_norm is not None:
                 if average is None:
@@ -80,8 +84,6 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                     runner.check_outputs(outputs)  # log_vars without num_samples
                 raise
             buffer.append((count, kept))
-            if isinstance(error, (RuntimeError, AttributeError, KeyError)):
-                check_loss(outputs)  # says what is wrong with the loss, if it is the loss
             plan.raise_named(call, error)
 
     return quiet

@@ -32,6 +32,8 @@ from fastrunner import (
     OptimizerHook,
     TextLoggerHook,
 )
+from fastrunner.data.loader import EpochLoader
+from fastrunner.data.order import BatchOrder
 from fastrunner.hooks.logger.base import LoggerHook
 from fastrunner.plan.due import DuePoints
 from fastrunner.plan.iteration import Places
@@ -476,3 +478,70 @@ def test_raw_writes_have_a_new_version_once_a_step(monkeypatch):
 
     Scenario(hooks=lambda seen: [(Keeps(), "HIGHEST")]).observe("on", monkeypatch)
     assert stale == ["failed as it should"]
+
+
+class Ahead(EpochLoader):
+    """Reads its data set one batch ahead, over an epoch's end too where that is allowed."""
+
+    def __init__(self):
+        super().__init__(BatchOrder(12, batch_size=4, seed=0))
+        self.data = torch.arange(24.0).reshape(12, 2) / 24
+        self.ready = []
+
+    def _make(self, epoch, position):
+        return (epoch, position), self.data[4 * position : 4 * position + 4].clone()
+
+    def _start(self, epoch, position):
+        if not self.ready or self.ready[0][0] != (epoch, position):
+            self.ready = [self._make(epoch, position)]
+
+    def _next(self):
+        (epoch, position), batch = self.ready.pop(0)
+        if position + 1 < len(self):
+            self.ready.append(self._make(epoch, position + 1))
+        elif self.prefetch_over_epoch_end:
+            self.ready.append(self._make(epoch + 1, 0))
+        return batch
+
+    def _stop(self):
+        self.ready = []
+
+
+class ChangesTheData(Hook):
+    """As hooks that switch pipelines or image sizes do."""
+
+    def after_train_epoch(self, runner):
+        runner.data_loader.data.mul_(-2)
+
+
+@pytest.mark.parametrize("hooks", [[], [EMAHook], [ChangesTheData]], ids=["none", "ours", "a user's"])
+def test_no_batch_is_made_before_a_hook_could_change_the_data(hooks, monkeypatch):
+    """Rule 7."""
+    allowed: list = []
+
+    class Sees(TinyModel):
+        def train_step(self, data_batch, optimizer=None, **kwargs):
+            allowed.append(loader.prefetch_over_epoch_end)
+            return super().train_step(data_batch, optimizer, **kwargs)
+
+    def weights(plan):
+        nonlocal loader
+        monkeypatch.setenv("FASTRUNNER_PLAN", plan)
+        torch.manual_seed(1)
+        model, loader = Sees(), Ahead()
+        runner = EpochBasedRunner(model, optimizer=FusedSGD(model.parameters(), lr=0.2), max_epochs=3)
+        runner.register_training_hooks(None, {}, None, None)
+        for hook in hooks:
+            runner.register_hook(hook())
+        runner.run([loader], [("train", 1)])
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    loader = None
+    plain = weights("off")
+    assert not any(allowed)
+    allowed.clear()
+    assert weights("on") == plain
+    assert set(allowed) == {ChangesTheData not in hooks}
+    assert not loader.prefetch_over_epoch_end  # given back
+    monkeypatch.setattr(fastrunner.plan.run_plan, "refuse_prefetch", nothing)
+    assert (weights("on") == plain) == (ChangesTheData not in hooks)

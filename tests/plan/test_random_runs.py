@@ -89,9 +89,8 @@ def run(kind, plan, specs, workflow, clip, policy, every):
     torch.manual_seed(0)
     model = TinyModel()
     length = dict(max_iters=ITERS) if kind is IterBasedRunner else dict(max_epochs=4)
-    runner = kind(
-        model, optimizer=FusedSGD(model.parameters(), lr=0.1, momentum=0.9), work_dir=tempfile.mkdtemp(dir="."), **length
-    )
+    optimizer = FusedSGD(model.parameters(), lr=0.1, momentum=0.9)
+    runner = kind(model, optimizer=optimizer, work_dir=tempfile.mkdtemp(dir="."), **length)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRUNNER_PLAN", plan)
         runner.register_training_hooks(
@@ -115,7 +114,7 @@ def run(kind, plan, specs, workflow, clip, policy, every):
     return trace, weights, grads, state, lr, histories, (runner.iter, runner.epoch, runner.inner_iter)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([IterBasedRunner, EpochBasedRunner]),
     SPECS,
