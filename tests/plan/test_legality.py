@@ -484,7 +484,7 @@ class Ahead(EpochLoader):
     """Reads its data set one batch ahead, over an epoch's end too where that is allowed."""
 
     def __init__(self):
-        super().__init__(BatchOrder(12, batch_size=4, seed=0))
+        self.order = BatchOrder(12, batch_size=4, seed=0)
         self.data = torch.arange(24.0).reshape(12, 2) / 24
         self.ready = []
 
