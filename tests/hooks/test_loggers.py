@@ -110,6 +110,7 @@ def test_wandb_without_steps_and_artifacts(wandb):
 
 @pytest.mark.parametrize(("hook", "package"), [("WandbLoggerHook", "wandb"), ("TensorboardLoggerHook", "tensorboard")])
 def test_a_missing_package_is_said_at_registration_and_others_can_be_registered(hook, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     runner = make(IterBasedRunner, [dict(type="TextLoggerHook")])
     with pytest.raises(ImportError, match=rf"{hook} needs the package '{package}', .*: pip install {package}, or take"):

@@ -33,7 +33,7 @@ class Frozen(TinyModel):
     seen = 0
 
     def train_step(self, data_batch, optimizer=None, **kwargs):
-        self.seen = max(self.seen, gc.get_freeze_count())
+        self.seen = self.seen or gc.get_freeze_count()  # counts by walking through all of them
         return super().train_step(data_batch, optimizer, **kwargs)
 
 
