@@ -1,16 +1,18 @@
 """Optimizers whose step is one pass over memory: gradient norm, clipping, update and average together.
 
     grad_norm = ||(g_1, ..., g_k)||_2        g <- g * min(1, max_norm / (grad_norm + 1e-6))
-    then SGD or Adam (formulas in csrc/loops/sgd.h and adam.h), then average <- average * decay + p * (1 - decay)
+    then SGD or Adam (formulas in csrc/loops/ and kernels/), then average <- average * decay + p * (1 - decay)
 Source: torch.optim.SGD, Adam and AdamW with foreach=False and torch.nn.utils.clip_grad_norm_, operation by operation.
-Without clipping the result has torch's bits. With clipping it differs by what the norms differ, and torch's is the less
-exact one: off by 1e-5 for a million elements and by 1e-3 for 25 million, where this one is off by float32's last bit.
+On the CPU and without clipping the result has torch's bits. With clipping it differs by what the norms differ, and
+torch's is the less exact one: off by 1e-5 for a million elements and by 1e-3 for 25 million, where this one is off by
+float32's last bit. On a GPU every operation rounds by itself.
 
 Options of ``param_groups`` are read in each step and may be changed between steps; ``lr`` may be a tensor of one
 element. State lies in ``optimizer.state[p]`` under torch's names, and ``state_dict`` goes into and comes from torch's
 optimizer. Parameters of bfloat16 and float16 are updated through float32 masters (``masters.py``), with float32 state.
-Parameters that the compiled core does not take (float64, not on the CPU, not dense, with sparse gradients, sharing
-memory) are updated by torch's functional optimizer; ``rest`` names them.
+The compiled core updates parameters on the CPU, Triton kernels those on a GPU, where nothing is read by the host.
+What they do not take (float64, not dense, with sparse gradients, sharing memory; amsgrad on a GPU) is updated by
+torch's operations; ``rest`` names it.
 Parameters, averages and written gradients get a new version for autograd; state does not.
 """
 

@@ -89,7 +89,7 @@ class FusedOptimizer(Optimizer):
 
     @property
     def rest(self) -> dict[tuple[int, int], str]:
-        """(group, parameter) -> why the core does not update it; as found in the last step, {} before the first."""
+        """(group, parameter) -> why torch updates it; as found in the last step, {} before the first."""
         return {} if self._update is None else self._update.rest
 
     def step(

@@ -59,7 +59,7 @@ class Update:
 
     @property
     def rest(self) -> dict[tuple[int, int], str]:
-        """(group, parameter) -> why the core does not update it; as found in the last step, {} before the first."""
+        """(group, parameter) -> why torch updates it; as found in the last step, {} before the first."""
         return {} if self.table is None else dict(self.table.rest)
 
     def step(self, param_groups: ParamGroups, state: State, *, ema: EmaTerm | None = None, **request: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrunner.optim import EmaTerm, FusedAdam, FusedAdamW, FusedSGD, gpu_page, gpu_table, update
 from fastrunner.optim.gpu_table import GpuTable
@@ -350,6 +351,35 @@ def test_a_gradient_that_two_parameters_share_is_scaled_once() -> None:
     torch.testing.assert_close(shared, torch.full((300,), 2.0 / math.sqrt(600 * 4)))
     for p in params:
         torch.testing.assert_close(p.detach(), -shared)
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses what would wait for a GPU: ``item()``, ``float()``, ``if tensor:``, ``nonzero()``."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select")
+        assert func.overloadpacket.__name__ not in names, f"{func} reads the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_check_for_reads_would_notice() -> None:
+    with NoReads(), pytest.raises(AssertionError, match="reads the device"):
+        float(torch.ones(1))
+
+
+@every_pair
+@pytest.mark.parametrize("skip", [False, True])
+def test_nothing_is_read_by_the_host(ours: Make, theirs: Make, options: dict[str, Any], skip: bool) -> None:
+    """Not in the first step, nor with parameters that the kernels do not take; a norm, a lr, a weight on the device."""
+    both = Odd(ours, theirs, options, skip_nonfinite=skip)
+    averages = [torch.zeros_like(p, requires_grad=False) for p in both.ours]
+    term = EmaTerm(both.ours, averages, torch.tensor(0.5))
+    both.fused.param_groups[0]["lr"] = torch.tensor(0.1)
+    for _ in range(2):
+        both.gradients()
+        with NoReads():
+            both.fused.step(max_norm=0.5, ema=term, zero=True)
+    assert both.fused.grad_norm.item() > 0
 
 
 def replace_data(both: Both) -> None:
