@@ -5,6 +5,7 @@
     Adam:  g = g + weight_decay * p               AdamW:  p <- p * (1 - lr * weight_decay)
     exp_avg    <- beta1 * exp_avg + (1 - beta1) * g
     exp_avg_sq <- beta2 * exp_avg_sq + (1 - beta2) * g * g
+    max_exp_avg_sq <- max(max_exp_avg_sq, exp_avg_sq)     (amsgrad, which then takes its place below)
     p <- p - step_size * exp_avg / (sqrt(exp_avg_sq) / denom_bias + eps)
     average <- average * (1 - w) + w * p          (see ema.py; also where there is no gradient)
 Source: Kingma, Ba 2014, https://arxiv.org/abs/1412.6980, algorithm 1; Loshchilov, Hutter 2017,
@@ -13,14 +14,16 @@ the tensors' dtypes. step_size and denom_bias come from prepare.py. With a float
 the parameter itself gets its rounded values; where the two do not agree, somebody has written to the parameter, and the
 master follows.
 
-Cost in B per element, all float32: 28 (p, g, exp_avg, exp_avg_sq read; all but g written), + 8 with EMA, + 4 for
-gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and states: 30.
+Cost in B per element, all float32: 28 (p, g, exp_avg, exp_avg_sq read; all but g written), + 8 with EMA, + 8 with
+amsgrad, + 4 for gradients written back where clipping bites. bfloat16 parameters and gradients with float32 masters and
+states: 30.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -45,8 +48,9 @@ def adam_reference(
     decoupled: bool = False,
     maximize: bool = False,
     clip_coef: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, exp_avg, exp_avg_sq) after step number ``step`` = 1, 2, ... In the dtype of ``p``."""
+    max_exp_avg_sq: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """(p, exp_avg, exp_avg_sq, and max_exp_avg_sq if given) after step number ``step`` = 1, 2, ... In p's dtype."""
     g = clip_coef * (-g if maximize else g)
     if decoupled:
         p = p * (1 - lr * weight_decay)
@@ -55,7 +59,9 @@ def adam_reference(
     exp_avg = betas[0] * exp_avg + (1 - betas[0]) * g
     exp_avg_sq = betas[1] * exp_avg_sq + (1 - betas[1]) * g * g
     step_size, denom_bias = lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
-    return p - step_size * exp_avg / (exp_avg_sq.sqrt() / denom_bias + eps), exp_avg, exp_avg_sq
+    largest = () if max_exp_avg_sq is None else (torch.maximum(max_exp_avg_sq, exp_avg_sq),)
+    scale = largest[0] if largest else exp_avg_sq
+    return p - step_size * exp_avg / (scale.sqrt() / denom_bias + eps), exp_avg, exp_avg_sq, *largest
 
 
 @triton.jit
@@ -69,9 +75,10 @@ def _adam_block(
     WRITE_BACK: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     DECOUPLED: tl.constexpr,
+    AMSGRAD: tl.constexpr,
     EMA: tl.constexpr,
 ):
-    p_ptr, g_ptr, m_ptr, v_ptr, e_ptr, low_ptr = pointers
+    p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, e_ptr, low_ptr = pointers
     step_size, denom_bias, decay, beta1, keep1, beta2, keep2, eps, clip_coef, ema_momentum, ema_keep = numbers
     p = current(p_ptr, low_ptr, i, mask, MASTER)
     g = tl.load(g_ptr + i, mask=mask).to(tl.float32)
@@ -90,6 +97,10 @@ def _adam_block(
     v = beta2 * tl.load(v_ptr + i, mask=mask).to(tl.float32) + keep2 * g * g
     tl.store(m_ptr + i, m.to(m_ptr.dtype.element_ty), mask=mask)
     tl.store(v_ptr + i, v.to(v_ptr.dtype.element_ty), mask=mask)
+    if AMSGRAD:
+        x = tl.load(x_ptr + i, mask=mask).to(tl.float32)
+        v = tl.maximum(x, v, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(x_ptr + i, v.to(x_ptr.dtype.element_ty), mask=mask)
     denom = tl.div_rn(tl.sqrt_rn(v), denom_bias) + eps
     p = p - step_size * tl.div_rn(m, denom)
     tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
@@ -107,6 +118,7 @@ def _adam_kernel(
     grads,
     exp_avgs,
     exp_avg_sqs,
+    max_exp_avg_sqs,
     averages,
     lows,
     bias,
@@ -124,6 +136,7 @@ def _adam_kernel(
     SKIP: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     DECOUPLED: tl.constexpr,
+    AMSGRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     tensor, group, first, length = chunk_at(chunks, tl.program_id(0))
@@ -151,17 +164,19 @@ def _adam_kernel(
         # fmt: on
         g_at = address_at(grads, tensor, first, G)
         m_at, v_at = address_at(exp_avgs, tensor, first, S), address_at(exp_avg_sqs, tensor, first, S)
-        whole = vectorised(length, p_at | g_at | m_at | v_at | e_at | low_at, BLOCK)
+        x_at = address_at(max_exp_avg_sqs, tensor, first, S) if AMSGRAD else p_at
+        whole = vectorised(length, p_at | g_at | m_at | v_at | x_at | e_at | low_at, BLOCK)
         p_ptr, g_ptr, m_ptr, v_ptr = aligned(p_at, P), aligned(g_at, G), aligned(m_at, S), aligned(v_at, S)
-        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, aligned(e_at, E), aligned(low_at, LOW))
+        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, aligned(x_at, S), aligned(e_at, E), aligned(low_at, LOW))
         for start in range(0, whole, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            _adam_block(pointers, i, None, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, EMA)
+            _adam_block(pointers, i, None, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, AMSGRAD, EMA)
         p_ptr, g_ptr, m_ptr, v_ptr = elements(p_at, P), elements(g_at, G), elements(m_at, S), elements(v_at, S)
-        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, elements(e_at, E), elements(low_at, LOW))
+        pointers = (p_ptr, g_ptr, m_ptr, v_ptr, elements(x_at, S), elements(e_at, E), elements(low_at, LOW))
         for start in range(whole, length, TAIL):
             i = start + tl.arange(0, TAIL)
-            _adam_block(pointers, i, i < length, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, EMA)
+            inside = i < length
+            _adam_block(pointers, i, inside, numbers, MASTER, CLIP, WRITE_BACK, MAXIMIZE, DECOUPLED, AMSGRAD, EMA)
     elif EMA:
         ema_chunk(e_at, p_at, low_at, length, ema_momentum, ema_keep, E, P, LOW, MASTER, BLOCK)
 
@@ -181,7 +196,7 @@ def launch_adam(
 
     Args:
         chunks: int64 (num_chunks, 4), see chunks.py.
-        rows: addresses; ``states`` is (exp_avg, exp_avg_sq).
+        rows: addresses; ``states`` is (exp_avg, exp_avg_sq), with amsgrad and max_exp_avg_sq.
         bias: float32 (num_tensors, 2) of ``launch_prepare``, which counts the step.
         scalars: float32 (3,) of ``launch_prepare``; read with clip or skip_nonfinite.
         values: float64 (1 + num_groups, 8), see prepare.py.
@@ -191,13 +206,14 @@ def launch_adam(
     """
     if not len(chunks):
         return
-    exp_avgs, exp_avg_sqs = rows.states
+    exp_avgs, exp_avg_sqs, *largest = rows.states
     _adam_kernel[(len(chunks),)](
         chunks,
         rows.params,
         rows.grads,
         exp_avgs,
         exp_avg_sqs,
+        largest[0] if largest else rows.params,
         rows.params if rows.averages is None else rows.averages,
         rows.params if rows.lows is None else rows.lows,
         bias,
@@ -205,6 +221,7 @@ def launch_adam(
         values,
         **kind.constants(),
         DECOUPLED=decoupled,
+        AMSGRAD=bool(largest),
         BLOCK=block or kind.block,
         **LAUNCH,
     )

@@ -17,8 +17,8 @@ class Rows:
     """int64 (num_tensors,) addresses on the device, one row a role; 0 for a tensor that has none, None if none has one.
 
     ``params`` are what is updated: the float32 masters, where there are some, and then ``lows`` the 16-bit parameters
-    that get their rounded values. ``states`` are SGD's (momentum buffers,) or Adam's (exp_avg, exp_avg_sq). ``counts``
-    are float32 step counts. ``groups`` are no addresses but parameter groups.
+    that get their rounded values. ``states`` are SGD's (momentum buffers,) or Adam's (exp_avg, exp_avg_sq, and with
+    amsgrad max_exp_avg_sq). ``counts`` are float32 step counts. ``groups`` are no addresses but parameter groups.
     """
 
     params: Tensor

@@ -11,8 +11,8 @@ Options of ``param_groups`` are read in each step and may be changed between ste
 element. State lies in ``optimizer.state[p]`` under torch's names, and ``state_dict`` goes into and comes from torch's
 optimizer. Parameters of bfloat16 and float16 are updated through float32 masters (``masters.py``), with float32 state.
 The compiled core updates parameters on the CPU, Triton kernels those on a GPU, where nothing is read by the host.
-What they do not take (float64, not dense, with sparse gradients, sharing memory; amsgrad on a GPU) is updated by
-torch's operations; ``rest`` names it.
+What they do not take (float64, not dense, with sparse gradients, sharing memory) is updated by torch's operations;
+``rest`` names it.
 Parameters, averages and written gradients get a new version for autograd; state does not.
 """
 

@@ -1,6 +1,6 @@
 """Parameters on a GPU that the kernels do not take: torch's operations, one parameter at a time, no host read.
 
-float64 and complex parameters, ones with gaps in memory or sharing it, sparse gradients, amsgrad. The same result as
+float64 and complex parameters, ones with gaps in memory or sharing it, sparse gradients. The same result as
 the kernels': clipped with the same factor, skipped with the others.
 """
 

@@ -46,6 +46,7 @@ _K = TypeVar("_K")
 # What captured CUDA graphs read at every replay; they may be replayed for as long as the process lives.
 CAPTURED: list[Any] = []
 
+MOST_STATES = 3  # Adam's with amsgrad
 EMPTY = 16  # stands for the address of a gradient without elements, which has none, but is not missing
 INF = float("inf")
 
@@ -115,8 +116,6 @@ class GpuTable:
                     self._rest.append((g, name, param))
 
     def _column(self, param: Tensor, group: int, name: str, form: Form, state: State) -> Column | str:
-        if len(form.keys) > 2:
-            return "has amsgrad"
         if why := refusal(param) or (None if param.grad is None else grad_refusal(param.grad, param)):
             return why
         has_step = self._rule.has_step
@@ -158,12 +157,11 @@ class GpuTable:
             [(c.param if c.master is None else c.master).data_ptr() for c in columns],
             [0 if c.master is None else c.param.data_ptr() for c in columns],
             [self._used.data_ptr() + 4 * i if c.step is None else c.step.data_ptr() for i, c in enumerate(columns)],
-            [c.states[0].data_ptr() if len(c.states) > 0 else 0 for c in columns],
-            [c.states[1].data_ptr() if len(c.states) > 1 else 0 for c in columns],
             [c.group for c in columns],
+            *([c.states[i].data_ptr() if i < len(c.states) else 0 for c in columns] for i in range(MOST_STATES)),
         ]
         rows_there = to_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
-        self._param_row, self._low_row, self._count_row, *self._state_rows, self._group_row = rows_there
+        self._param_row, self._low_row, self._count_row, self._group_row, *self._state_rows = rows_there
         self._active = [i for i, column in enumerate(columns) if not column.waits]
         self._plan_norm()
         averages = self._plan_averages()

@@ -73,8 +73,10 @@ def variants() -> list[tuple[str, Any, dict[str, Any], dict[str, int]]]:
         constants = {**kind.constants(), "BLOCK": kind.block}
         momentum = {"MOMENTUM": True, "NESTEROV": kind.clip, "FIRST": kind.clip}
         found.append((f"SGD, {name}", sgd._sgd_kernel, {**constants, **momentum}, of_update(kind, 1)))
-        decoupled = {"DECOUPLED": kind.clip}
-        found.append((f"Adam, {name}", adam._adam_kernel, {**constants, **decoupled}, of_update(kind, 2)))
+        for amsgrad in (False, True) if kind.clip else (False,):
+            options = {"DECOUPLED": kind.clip, "AMSGRAD": amsgrad}
+            title = f"Adam, {name}" + (", amsgrad" if amsgrad else "")
+            found.append((title, adam._adam_kernel, {**constants, **options}, of_update(kind, 2 + amsgrad)))
     for name, dtype in (("float32", FLOAT), ("bfloat16", HALF)):
         of_dtype = chunks.DTYPES[dtype]
         norm = {"G": of_dtype, "BLOCK": chunks.BLOCK}

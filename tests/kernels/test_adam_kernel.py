@@ -30,6 +30,7 @@ OPTIONS = [
     dict(lr=0.1, weight_decay=0.01),
     dict(lr=0.01, weight_decay=0.1, betas=(0.5, 0.9), eps=1e-3),
     dict(lr=0.1, weight_decay=0.01, betas=(0.0, 0.99)),
+    dict(lr=0.1, weight_decay=0.01, amsgrad=True),
 ]
 
 
@@ -39,19 +40,23 @@ class Problem:
     def __init__(
         self, device: torch.device, kind: Kind, options: list[dict[str, Any]], *, sizes: tuple[int, ...]
     ) -> None:
-        self.device, self.kind = device, kind
+        self.device, self.kind, self.amsgrad = device, kind, options[0].get("amsgrad", False)
         self.options = [{"betas": (0.9, 0.999), "eps": 1e-8, **o} for o in options]
         self.groups = [i % len(options) for i in range(len(sizes))]
         self.params = many(device, kind.param, sizes=sizes)
         self.grads: list[Tensor | None] = list(many(device, kind.grad, sizes=sizes))
         self.exp_avgs = many(device, kind.state, sizes=sizes)
         self.exp_avg_sqs = [t.square_().add_(0.1) for t in many(device, kind.state, sizes=sizes)]
+        self.largest = [t.square_().add_(0.1) for t in many(device, kind.state, sizes=sizes)]
         self.averages = many(device, kind.average, sizes=sizes) if kind.average else []
         self.lows = [p.to(kind.low) for p in self.params] if kind.low else []
         if kind.low:  # masters agree with their parameters
             for p, low in zip(self.params, self.lows, strict=True):
                 p.copy_(low)
         self.steps = [1 + i % 3 for i in range(len(sizes))]
+
+    def states(self) -> list[list[Tensor]]:
+        return [self.exp_avgs, self.exp_avg_sqs, *([self.largest] if self.amsgrad else [])]
 
     def bias(self) -> Tensor:
         rows = []
@@ -67,7 +72,7 @@ class Problem:
             addresses(self.params, self.device),
             addresses(self.grads, self.device),
             torch.tensor(self.groups, device=self.device),
-            (addresses(self.exp_avgs, self.device), addresses(self.exp_avg_sqs, self.device)),
+            tuple(addresses(states, self.device) for states in self.states()),
             addresses(self.averages, self.device) if self.averages else None,
             addresses(self.lows, self.device) if self.lows else None,
         )
@@ -87,19 +92,22 @@ class Problem:
         self, *, decoupled: bool, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0
     ) -> None:
         """Launch, and compare with float64."""
-        kinds = (self.params, self.exp_avgs, self.exp_avg_sqs, self.averages)
+        kinds = (self.params, self.exp_avgs, self.exp_avg_sqs, self.largest, self.averages)
         before = [[t.double() for t in tensors] for tensors in kinds]
         grads = [None if g is None else g.double() for g in self.grads]
         self.launch(decoupled=decoupled, clip_coef=clip_coef, found_inf=found_inf, ema_momentum=ema_momentum)
         kind = self.kind
         coef = clip_coef if kind.clip else 1.0
         for i, g in enumerate(grads):
-            p, m, v = (before[j][i] for j in range(3))
+            p, m, v, largest = (before[j][i] for j in range(4))
             if g is not None and not (kind.skip_nonfinite and found_inf):
                 options = dict(
                     self.options[self.groups[i]], maximize=kind.maximize, clip_coef=coef, decoupled=decoupled
                 )
-                p, m, v = adam_reference(p, g, m, v, self.steps[i], **options)
+                options["max_exp_avg_sq"] = largest if options.pop("amsgrad", False) else None
+                p, m, v, *most = adam_reference(p, g, m, v, self.steps[i], **options)
+                if self.amsgrad:
+                    assert_near(self.largest[i], most[0], roundings=6)
                 if kind.write_back:
                     assert_near(self.grads[i], g * coef, roundings=1)
             assert_near(self.params[i], p, roundings=ROUNDINGS)
@@ -108,7 +116,7 @@ class Problem:
             if self.lows:
                 assert_near(self.lows[i], self.params[i].double(), roundings=1)
             if self.averages:
-                expected = before[3][i] * (1 - ema_momentum) + ema_momentum * p
+                expected = before[4][i] * (1 - ema_momentum) + ema_momentum * p
                 assert_near(self.averages[i], expected, roundings=ROUNDINGS)
 
 

@@ -28,6 +28,7 @@ OPTIMIZERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (FusedSGD, dict(lr=0.1, momentum=0.9, dampening=0.5)),
     (FusedAdam, dict(lr=1e-3, weight_decay=1e-2)),
     (FusedAdamW, dict(lr=1e-3)),
+    (FusedAdamW, dict(lr=1e-3, amsgrad=True)),
 ]
 each = pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
 
