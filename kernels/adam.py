@@ -114,7 +114,7 @@ def _adam_block(
 @triton.jit
 def _adam_kernel(
     chunks,
-    params,
+    parameters,
     grads,
     exp_avgs,
     exp_avg_sqs,
@@ -151,7 +151,7 @@ def _adam_kernel(
     if SKIP:
         acts = acts & (tl.load(scalars + 2) == 0.0)
 
-    p_at = address_at(params, tensor, first, P)
+    p_at = address_at(parameters, tensor, first, P)
     e_at = address_at(averages, tensor, first, E) if EMA else p_at
     low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
     if acts:

@@ -83,10 +83,10 @@ def ema_chunk(
 
 
 @triton.jit
-def _ema_kernel(chunks, averages, params, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+def _ema_kernel(chunks, averages, parameters, momentum, E: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
     tensor, _group, first, length = chunk_at(chunks, tl.program_id(0))
     m = tl.load(momentum).to(tl.float64)
-    e_at, v_at = address_at(averages, tensor, first, E), address_at(params, tensor, first, V)
+    e_at, v_at = address_at(averages, tensor, first, E), address_at(parameters, tensor, first, V)
     ema_chunk(e_at, v_at, v_at, length, m.to(tl.float32), (1.0 - m).to(tl.float32), E, V, V, False, BLOCK)
 
 
