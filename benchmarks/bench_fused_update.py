@@ -224,7 +224,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--record", action="store_true", help="write every sample to benchmarks/records/")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: see fused_update_cuda.py")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        import fused_update_cuda
+
+        return fused_update_cuda.main(WORKLOADS, arguments, RECORDS)
     facts = machine.facts(torch.device("cpu"))
     print(
         f"{facts['cpu']}, {facts['cores']} cores, {facts['isa']}, torch {facts['torch']}, load {facts['load'][0]:.2f}"
