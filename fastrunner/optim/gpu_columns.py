@@ -41,9 +41,8 @@ class Layouts:
         self.tensors = tensors
         self._then = self._now()
 
-    def _now(self) -> tuple[list[int], list[tuple[int, ...]], list[torch.Size]]:
-        tensors = self.tensors
-        return [t.data_ptr() for t in tensors], [t.stride() for t in tensors], [t.shape for t in tensors]
+    def _now(self) -> list[list[Any]]:
+        return [list(map(look, self.tensors)) for look in (Tensor.data_ptr, Tensor.stride, Tensor.size)]
 
     def changed(self) -> bool:
         """Since this was made: somebody wrote to ``tensor.data``, say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class Rule(NamedTuple):
 
     Args:
         names: of options that are numbers.
-        form: of a group's options.
+        key: of a group's options, what chooses the kernel and its launches; compared in each step.
+        form: the same, in words.
         numbers: a group's row of values as kernels/prepare.py wants it; 0 for an lr that is a tensor on the device.
         counts: whether updates depend on how often a tensor was updated before; asked of all groups.
         has_step: that number is part of the state, and bias corrections come from it.
@@ -46,6 +48,7 @@ class Rule(NamedTuple):
     """
 
     names: tuple[str, ...]
+    key: Callable[[Options], tuple[object, ...]]
     form: Callable[[Options], Form]
     numbers: Callable[[Options, torch.device], Sequence[float]]
     counts: Callable[[Sequence[Options]], bool]
@@ -58,10 +61,11 @@ def on_device(value: Any, device: torch.device) -> bool:
     return isinstance(value, Tensor) and value.device == device
 
 
+PLAIN = frozenset({float, int})
+
+
 def number(value: Any) -> float:
     """An option as a float; text, which float() would read, is none. A tensor is read by the host."""
-    if type(value) is float or type(value) is int:
-        return value
     if isinstance(value, str | bytes):
         raise TypeError(f"not a number: {value!r}")
     return float(value)
@@ -72,6 +76,10 @@ def scalar(value: Any, device: torch.device) -> float:
     return 0.0 if on_device(value, device) else number(value)
 
 
+def _sgd_key(group: Options) -> tuple[object, ...]:
+    return group["momentum"] != 0, group["dampening"] != 0, group["maximize"], group["nesterov"]
+
+
 def _sgd_form(group: Options) -> Form:
     has_buffer = group["momentum"] != 0
     keys = ("momentum_buffer",) if has_buffer else ()
@@ -79,8 +87,8 @@ def _sgd_form(group: Options) -> Form:
 
 
 def _sgd_numbers(group: Options, device: torch.device) -> Sequence[float]:
-    rest = (number(group[name]) for name in ("weight_decay", "momentum", "dampening"))
-    return scalar(group["lr"], device), *rest
+    row = group["lr"], group["weight_decay"], group["momentum"], group["dampening"]
+    return row if PLAIN.issuperset(map(type, row)) else (scalar(row[0], device), *map(number, row[1:]))
 
 
 def _sgd_counts(groups: Sequence[Options]) -> bool:
@@ -92,15 +100,25 @@ def _launch_sgd(launch: Launch, kind: Kind, bias: Tensor, scalars: Tensor, value
     launch_sgd(launch.chunks, launch.rows, scalars, values, kind, nesterov=launch.variant, block=block)
 
 
+def _adam_key(group: Options) -> tuple[object, ...]:
+    return group["maximize"], group["amsgrad"], group.get("decoupled_weight_decay", False)
+
+
 def _adam_form(group: Options) -> Form:
     keys = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
     return Form(keys, bool(group["maximize"]), bool(group.get("decoupled_weight_decay", False)))
 
 
 def _adam_numbers(group: Options, device: torch.device) -> Sequence[float]:
-    betas = number(group["betas"][0]), number(group["betas"][1])
-    logs = (math.log(beta) if beta else -math.inf for beta in betas)
-    return scalar(group["lr"], device), number(group["weight_decay"]), *betas, number(group["eps"]), *logs
+    row = group["lr"], group["weight_decay"], *group["betas"], group["eps"]
+    if not PLAIN.issuperset(map(type, row)):
+        row = (scalar(row[0], device), *map(number, row[1:]))
+    return *row, *_logs(row[2], row[3])
+
+
+@functools.lru_cache(maxsize=64)
+def _logs(*betas: float) -> tuple[float, ...]:
+    return tuple(math.log(beta) if beta else -math.inf for beta in betas)
 
 
 def _launch_adam(launch: Launch, kind: Kind, bias: Tensor, scalars: Tensor, values: Tensor, block: int | None) -> None:
@@ -109,7 +127,15 @@ def _launch_adam(launch: Launch, kind: Kind, bias: Tensor, scalars: Tensor, valu
 
 RULES = {
     "sgd": Rule(
-        ("lr", "weight_decay", "momentum", "dampening"), _sgd_form, _sgd_numbers, _sgd_counts, False, _launch_sgd
+        ("lr", "weight_decay", "momentum", "dampening"),
+        _sgd_key,
+        _sgd_form,
+        _sgd_numbers,
+        _sgd_counts,
+        False,
+        _launch_sgd,
     ),
-    "adam": Rule(("lr", "weight_decay", "eps"), _adam_form, _adam_numbers, lambda groups: True, True, _launch_adam),
+    "adam": Rule(
+        ("lr", "weight_decay", "eps"), _adam_key, _adam_form, _adam_numbers, lambda groups: True, True, _launch_adam
+    ),
 }
