@@ -145,7 +145,9 @@ def _check_hash(path: str, name: str, url: str) -> None:
         )
 
 
-def _unavailable(name: str, prefixes: str | tuple[str, ...], what: str) -> None:
+def _unavailable(name: str, prefixes: str | tuple[str, ...], what: str) -> Loader:
+    """A loader that says what to do instead, registered."""
+
     def loader(filename: str, map_location: Any = None) -> Any:
         raise ValueError(
             f"{filename}: fastrunner does not load from {what}; download the file and give its path or its https "
@@ -154,14 +156,24 @@ def _unavailable(name: str, prefixes: str | tuple[str, ...], what: str) -> None:
 
     loader.__name__ = f"load_from_{name}"
     CheckpointLoader.register_scheme(prefixes, loader)
+    return loader
 
 
 CheckpointLoader.register_scheme("", load_from_local)
 CheckpointLoader.register_scheme(("http://", "https://"), load_from_http)
-_unavailable("pavi", "pavi://", "Pavi, a service that is not public")
-_unavailable("ceph", r"(\S+\:)?s3://", "s3 (petrel, ceph)")
-_unavailable("torchvision", ("modelzoo://", "torchvision://"), "torchvision's table of models")
-_unavailable("openmmlab", ("open-mmlab://", "openmmlab://"), "OpenMMLab's table of models")
-_unavailable("mmcls", "mmcls://", "MMClassification's table of models")
+load_from_pavi = _unavailable("pavi", "pavi://", "Pavi, a service that is not public")
+load_from_ceph = _unavailable("ceph", r"(\S+\:)?s3://", "s3 (petrel, ceph)")
+load_from_torchvision = _unavailable("torchvision", ("modelzoo://", "torchvision://"), "torchvision's table of models")
+load_from_openmmlab = _unavailable("openmmlab", ("open-mmlab://", "openmmlab://"), "OpenMMLab's table of models")
+load_from_mmcls = _unavailable("mmcls", "mmcls://", "MMClassification's table of models")
 
-__all__ = ["CheckpointLoader", "load_from_http", "load_from_local"]
+__all__ = [
+    "CheckpointLoader",
+    "load_from_ceph",
+    "load_from_http",
+    "load_from_local",
+    "load_from_mmcls",
+    "load_from_openmmlab",
+    "load_from_pavi",
+    "load_from_torchvision",
+]

@@ -14,7 +14,7 @@ import types
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-from .names import HOME, OURS, REPLACED, STAND_INS
+from .names import HOME, NOT_CARRIED, OURS, REPLACED, STAND_INS
 
 VERSION = "1.7.2"  # of the mmcv whose names stand-ins have
 
@@ -46,7 +46,8 @@ class StandIn(types.ModuleType):
 def resolve(name: str) -> Any:
     """The object that stands behind a name of mmcv's."""
     module, _, attribute = HOME[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    found = getattr(importlib.import_module(module), attribute)
+    return found.get(name) if name in NOT_CARRIED else found
 
 
 def install() -> None:

@@ -27,12 +27,16 @@ _OPTIMIZER = (
 )
 _EVALUATION = ("EvalHook", "DistEvalHook")
 _LOGGERS = ("LoggerHook", "TextLoggerHook", "TensorboardLoggerHook", "WandbLoggerHook")
+#: MMCV's loggers that fastrunner does not carry: they can be imported, and say so when they are made.
+NOT_CARRIED = tuple(f"{name}LoggerHook" for name in ("ClearML", "Dvclive", "Mlflow", "Neptune", "Pavi", "Segmind"))
 _HOOKS = (
     "HOOKS", "Hook", "CheckpointHook", "ClosureHook", "DistSamplerSeedHook", "EMAHook", "EmptyCacheHook",
-    "IterTimerHook", "ProfilerHook", "SyncBuffersHook", *_EVALUATION, *_LOGGERS, *_LR, *_MOMENTUM, *_OPTIMIZER,
+    "IterTimerHook", "ProfilerHook", "SyncBuffersHook", *_EVALUATION, *_LOGGERS, *NOT_CARRIED, *_LR,
+    *_MOMENTUM, *_OPTIMIZER,
 )  # fmt: skip
 _CHECKPOINT = ("CheckpointLoader", "_load_checkpoint", "_load_checkpoint_with_prefix", "load_checkpoint",
                "load_state_dict", "save_checkpoint", "weights_to_cpu")  # fmt: skip
+_LOADERS = tuple(f"load_from_{name}" for name in ("ceph", "http", "local", "mmcls", "openmmlab", "pavi", "torchvision"))
 _DIST = ("allreduce_grads", "allreduce_params", "get_dist_info", "init_dist", "master_only")
 _FP16 = ("LossScaler", "auto_fp16", "force_fp32", "wrap_fp16_model")
 _MODULES = ("BaseModule", "ModuleDict", "ModuleList", "Sequential")
@@ -70,7 +74,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "mmcv.runner.base_module": _MODULES,
     "mmcv.runner.base_runner": ("BaseRunner",),
     "mmcv.runner.builder": _BUILDER,
-    "mmcv.runner.checkpoint": (*_CHECKPOINT, "get_state_dict", "load_from_http", "load_from_local"),
+    "mmcv.runner.checkpoint": (*_CHECKPOINT, "get_state_dict", *_LOADERS),
     "mmcv.runner.default_constructor": ("DefaultRunnerConstructor",),
     "mmcv.runner.dist_utils": _DIST,
     "mmcv.runner.epoch_based_runner": ("EpochBasedRunner", "Runner"),
@@ -84,7 +88,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "mmcv.runner.hooks.evaluation": _EVALUATION,
     "mmcv.runner.hooks.hook": ("HOOKS", "Hook"),
     "mmcv.runner.hooks.iter_timer": ("HOOKS", "IterTimerHook"),
-    "mmcv.runner.hooks.logger": _LOGGERS,
+    "mmcv.runner.hooks.logger": (*_LOGGERS, *NOT_CARRIED),
     "mmcv.runner.hooks.logger.base": ("LoggerHook",),
     "mmcv.runner.hooks.logger.tensorboard": ("HOOKS", "TensorboardLoggerHook"),
     "mmcv.runner.hooks.logger.text": ("HOOKS", "TextLoggerHook"),
@@ -145,7 +149,7 @@ STAND_INS: dict[str, tuple[str, ...]] = {
 }
 
 _MORE = {
-    "checkpoint.schemes": ("load_from_http", "load_from_local"),
+    "checkpoint.schemes": _LOADERS,
     "checkpoint.sources": ("_load_checkpoint", "_load_checkpoint_with_prefix"),
     "config": ("import_modules_from_strings",),
     "data.container": ("scatter_kwargs",),
@@ -166,9 +170,10 @@ _ELSEWHERE = {
     "_InstanceNorm": "torch.nn.modules.instancenorm:_InstanceNorm",
 }
 
-#: Name -> "module:attribute" for every name above.
+#: Name -> "module:attribute" for every name above; a registry stands for what it has under the name.
 HOME: dict[str, str] = {
     **{name: f"fastrunner.{module}:{name}" for name, module in _PUBLIC.items()},
     **{name: f"fastrunner.{module}:{name}" for module, names in _MORE.items() for name in names},
+    **dict.fromkeys(NOT_CARRIED, "fastrunner.registry:HOOKS"),
     **_ELSEWHERE,
 }

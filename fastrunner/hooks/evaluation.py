@@ -272,6 +272,7 @@ class EvalHook(Hook):
         if not self.compare_func(key_score, messages.get(best_score, self.init_value_map[self.rule])):
             return
         number, unit = self._done(runner), "epoch" if self.by_epoch else "iter"
+        self._evaluated = number  # the file says so: who resumes from it need not evaluate again
         name = f"best_{self.key_indicator}_{unit}_{number}.pth".replace(os.sep, "_")
         old, self.best_ckpt_path = self.best_ckpt_path, os.path.join(self.out_dir, name)
         messages[best_score], messages[best_ckpt] = plain_score(key_score), self.best_ckpt_path

@@ -68,6 +68,8 @@ class OptimizerHook(Hook):
 
     def _folds(self, model: nn.Module, optimizer: Any) -> bool:
         """Whether clipping is folded: decided again where optimizer, model, groups or arguments are others."""
+        if not is_fused(optimizer):  # a mock's groups have no length
+            return False
         now = (id(optimizer), id(model), len(optimizer.param_groups), dict(self.grad_clip or {}))
         if self._fold[:-1] != now:
             self._fold = (*now, self.refuse_fold(model, optimizer) is None)

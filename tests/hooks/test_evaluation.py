@@ -491,3 +491,16 @@ def test_photos_through_dali():
     results = single_gpu_test(model, loader)
     assert first == pytest.approx(data.evaluate(results)["acc"], abs=1e-5)
     assert len(results) == len(data) == 500
+
+
+def test_a_best_checkpoint_needs_no_second_evaluation():
+    seen = []
+    hook = EvalHook(batches(), save_best="acc", evaluate=scores([1, 4], seen))
+    make(EpochBasedRunner, hook, length=2).run([batches()], [("train", 1)])
+    assert len(seen) == 2
+    again = EvalHook(batches(), save_best="acc", evaluate=scores([3, 7], seen))
+    runner = make(EpochBasedRunner, again, length=4)
+    runner.resume("out/best_acc_epoch_2.pth")
+    runner.run([batches()], [("train", 1)])
+    assert len(seen) == 4  # of epochs 3 and 4
+    assert runner.meta["hook_msgs"]["best_score"] == 7

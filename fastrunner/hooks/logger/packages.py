@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import Any, NoReturn
 
 from ...registry import HOOKS
@@ -20,7 +21,7 @@ NOT_CARRIED = {
 
 def require(package: str, hook: str) -> None:
     """Raises ImportError that says what to install. Imports nothing."""
-    if importlib.util.find_spec(package) is None:
+    if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:  # a stub in sys.modules counts
         raise ImportError(
             f"{hook} needs the package {package!r}, which is not installed: pip install {package}, or take "
             f"dict(type={hook!r}) out of log_config"
