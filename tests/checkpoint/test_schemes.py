@@ -143,3 +143,17 @@ def test_a_missing_page_is_named(server, tmp_path):
     with pytest.raises(OSError, match="404"):
         schemes.load_from_http(f"{address}/none.pth", model_dir=str(tmp_path / "kept"))
     assert os.listdir(tmp_path / "kept") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_ranks_meet_after_the_download_also_when_it_fails(server, tmp_path, monkeypatch, rank):
+    address, folder, asked = server
+    name = serve(folder, "net-<hash>.pth")
+    met = []
+    monkeypatch.setattr(schemes, "get_dist_info", lambda: (rank, 2))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: met.append(list(asked)))
+    schemes.load_from_http(f"{address}/{name}", model_dir=str(tmp_path / "kept"))
+    assert met == [[f"/{name}"] if rank == 0 else []]  # rank 0 first; here rank 1 finds nothing and fetches it too
+    with pytest.raises(OSError, match="404"):
+        schemes.load_from_http(f"{address}/none.pth", model_dir=str(tmp_path / "kept"))
+    assert len(met) == 2
