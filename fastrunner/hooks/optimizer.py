@@ -80,19 +80,23 @@ class OptimizerHook(Hook):
 
         MMCV's norm is taken over the model, with ``clip_grad_norm_``, before the optimizer's step hooks.
         """
-        clip = self.grad_clip or {}
         if not is_fused(optimizer):
             return f"{type(optimizer).__name__} has no pass to fold clipping into; FusedSGD has"
         if type(self).clip_grads is not OptimizerHook.clip_grads or "clip_grads" in self.__dict__:
             return "clip_grads is overridden"
-        if not (clip.keys() <= {"max_norm", "norm_type"} and clip.get("norm_type", 2) == 2):
-            return f"only an L2 norm is folded, not {clip}"
+        if not self.clips_by_norm():
+            return f"only an L2 norm is folded, not {self.grad_clip}"
         if watched := watches_step(optimizer):
             return watched
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if held != {id(p) for p in model.parameters()}:
             return "the optimizer does not hold exactly the model's parameters"
         return None
+
+    def clips_by_norm(self) -> bool:
+        """Whether clipping is ``clip_grad_norm_`` with an L2 norm and nothing else."""
+        clip = self.grad_clip or {}
+        return clip.keys() <= {"max_norm", "norm_type"} and clip.get("norm_type", 2) == 2
 
     def detect_anomalous_parameters(self, loss: Tensor, runner: BaseRunner) -> None:
         """Log, as errors, the parameters that require a gradient and that ``loss`` does not depend on."""

@@ -56,6 +56,18 @@ class Terms:
             return False
         return (hook.grad_clip is None or self.folds_clip) and (self.ema is None or fused)
 
+    def fits_graph(self, runner: BaseRunner) -> bool:
+        """Whether an iteration of these terms can be one graph, as far as hooks are concerned."""
+        hook = self.optimizer_hook
+        if hook is None or self.timer is None or runner.batch_processor is not None:
+            return False
+        return hook.grad_clip is None or hook.clips_by_norm()
+
+    def for_graph(self, runner: BaseRunner) -> tuple[float | None, EMAHook | None]:
+        """What a graph contains besides the model's step: what it clips to, and the average."""
+        clip = None if self.optimizer_hook is None else self.optimizer_hook.grad_clip
+        return None if clip is None else clip["max_norm"], self.ema
+
     @property
     def hooks(self) -> list[Any]:
         return [*self.policies, *(h for h in (self.timer, self.optimizer_hook, self.ema) if h is not None)]

@@ -18,6 +18,7 @@ from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
 from .lower import Lowering, asked_plain, is_replaced, refuse_prefetch, why_plain
 from .quiet import make_quiet
+from .whole import make_whole
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -37,6 +38,7 @@ class RunPlan(HookPlan):
     Attributes:
         plain: why every hook is called as in MMCV; None where hooks may be lowered.
         lowering: what was lowered and what not; None where ``plain`` says why nothing was.
+        graph: does the step of whole iterations; None: the recipe has none, or hooks do not allow it.
         next_due: the first iteration that needs ``at``.
         next_write: the first iteration at which an lr or momentum policy may change its value.
         quiet: the iteration before ``next_due``.
@@ -60,8 +62,10 @@ class RunPlan(HookPlan):
         self._rewrite = True  # somebody may have written to the lr
         self._users_acted = False  # in the iteration before: they may have written to the lr
         self._made: dict[tuple[int, ...], Call] = {}
+        self.graph = runner.step.graph(*self.terms.for_graph(runner)) if self.terms.fits_graph(runner) else None
+        self._doubt()
         self._writing = self._silent = self.quiet = self._iteration(runner, ())
-        if self.terms.is_whole(runner) and not self._due.always:
+        if self.graph is None and self.terms.is_whole(runner) and not self._due.always:
             self._silent = make_quiet(self, runner, self.terms, writes=False)
 
     def at(self, runner: BaseRunner) -> Call:
@@ -89,6 +93,7 @@ class RunPlan(HookPlan):
         runner.garbage.look()
         if not called:
             return self.quiet
+        self._doubt()
         if not all(map(is_ours, called)):
             self._users_acted = True
             runner.log_writer.flush()  # what they print comes after what was logged
@@ -101,7 +106,13 @@ class RunPlan(HookPlan):
         """Run the calls of one stage, after what was logged before has been written."""
         if calls:
             runner.log_writer.flush()
+            self._doubt()
             super().fire(calls, runner)
+
+    def _doubt(self) -> None:
+        """Somebody's Python runs: what a graph relies on may change."""
+        if self.graph is not None:
+            self.graph.doubt()
 
     def only_ours(self, calls: Calls) -> bool:
         """Whether no user's hook is among the calls."""
@@ -164,13 +175,23 @@ class RunPlan(HookPlan):
         if self.plain is None:
             terms, places = self._places(ids)
             if not started and terms.is_whole(runner) and not any(places[:-1]):
-                return make_quiet(self, runner, terms, writes=True)
-            return make_iteration(self, runner, terms, places, started=started)
+                below = make_quiet(self, runner, terms, writes=True)
+            else:
+                below = make_iteration(self, runner, terms, places, started=started)
+            if self.graph is None or started or not self._may_be_whole(runner, called, terms, places):
+                return below
+            return make_whole(self, terms, self.graph, below, places.after, places.last)
         if self._through:
             before, after = self.before_train_iter, self.after_train_iter
         else:
             before, after = self._calls_of(ids, "before_train_iter"), self._calls_of(ids, "after_train_iter")
         return make_plain_iteration(self, () if started else before, after)
+
+    def _may_be_whole(self, runner: BaseRunner, called: Sequence[Hook], terms: Terms, places: Places) -> bool:
+        """Rules 2 and 3: nobody acts between forward and update, and none but our own hooks may look for gradients."""
+        if places.before or places.late or places.between or terms.ema is not self.terms.ema:
+            return False
+        return not self._due.always and all(map(is_ours, called))
 
     def _calls_of(self, ids: Collection[int], stage: str) -> Calls:
         calls = (self.call_of(hook, stage) for hook in self.hooks if id(hook) in ids)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..model.parallel import unwrap
 from .config import StepConfig
 from .eager import move_channels_last, stepping
 from .fused import refuse, updater
+
+if TYPE_CHECKING:
+    from .graph import GraphStep
 
 
 class Step:
@@ -30,6 +33,7 @@ class Step:
         self._made_for = (model, optimizer)
         self.config, self.reasons = config, dict[str, str]()
         self._warn = warn
+        self._graphs: dict[tuple[float | None, int], GraphStep] = {}
         if config.channels_last is True:
             move_channels_last(unwrap(model))
         amp = None if config.amp == "auto" else config.amp
@@ -44,6 +48,19 @@ class Step:
         """Whether this was made for exactly these."""
         return self._made_for[0] is model and self._made_for[1] is optimizer
 
+    def graph(self, max_norm: float | None, ema: Any) -> GraphStep | None:
+        """Whole iterations with these terms; None where the recipe has none."""
+        if self.config.recipe != "graph":
+            return None
+        from .graph import GraphStep  # not before somebody asks for a compiler
+
+        model, optimizer = self._made_for
+        key = (max_norm, id(ema))
+        if key not in self._graphs:
+            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema)
+        return self._graphs[key]
+
     def explain(self) -> list[str]:
         """The recipe, and why others are not in use, one line each."""
-        return [f"recipe {self.config.recipe}", *(f"not {recipe}: {why}" for recipe, why in self.reasons.items())]
+        lines = [f"recipe {self.config.recipe}", *(f"not {recipe}: {why}" for recipe, why in self.reasons.items())]
+        return [*lines, *(line for graph in self._graphs.values() for line in graph.explain())]

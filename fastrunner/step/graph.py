@@ -1,0 +1,217 @@
+"""Recipe ``graph``: forward, loss, backward, clip, update and average in one compiled call.
+
+A graph is made for a batch's structure and shapes (``guards.batch_key``) and for everything around it
+(``binding.Binding.key``). Until there is one, where it does not fit, and where anybody may look at what it does not
+leave behind (``.grad``), the recipe below runs the iteration; weights and state are shared, so any iteration may.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .binding import Binding
+from .guards import SilentState, batch_key, quick_key
+from .torch_private import Unfit, compile_graph, missing
+from .trace import trace_step
+from .verify import verify
+
+MAX_GRAPHS = 8  # alive at a time; the least used one goes
+MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
+RECURS = 3  # a shape that is not the first is compiled when it comes for the third time: a tail batch does not
+
+Below = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A graph that has been verified."""
+
+    run: Callable[[list[Tensor]], Sequence[Any]]
+    build: Callable[[Sequence[Any]], dict[str, Any]]
+    clips: bool
+
+
+class GraphStep:
+    """Whole iterations of one model and optimizer.
+
+    Args:
+        model: what is bound: the runner's.
+        step: ``train_step(batch, optimizer)``, with the precision and layout of the run.
+        optimizer: the runner's.
+        warn: told once for each reason why there is no graph.
+        max_norm: clip to it; None: do not.
+        ema: EMAHook, whose average is taken with the update; None: there is none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        step: Callable[..., Any],
+        optimizer: Any,
+        warn: Callable[[str], None],
+        max_norm: float | None = None,
+        ema: Any = None,
+    ) -> None:
+        self._model, self._step, self._optimizer = model, step, optimizer
+        self._warn, self._max_norm, self._ema = warn, max_norm, ema
+        self._graphs: OrderedDict[Any, Compiled] = OrderedDict()
+        self._ready: dict[Any, Compiled] = {}  # those that fit the binding, by batch
+        self._binding: Binding | None = None
+        self._doubtful = True
+        self._seen: dict[Any, int] = {}
+        self._samples: dict[Any, Any] = {}
+        self._refused: dict[Any, str] = {}  # by batch; under None: whatever the batch
+        self._look = False  # what the next iteration moves
+        self.num_compiles = self.num_calls = 0
+
+    def doubt(self) -> None:
+        """Somebody's Python has run, or will: look at everything again before the next graph."""
+        self._doubtful = True
+
+    def explain(self) -> list[str]:
+        """How many graphs there are and how often they ran, and why there are no others."""
+        lines = [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
+        return lines + sorted({f"no graph: {why}" for why in self._refused.values()})
+
+    def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
+        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
+        if self._doubtful and not self._settle():
+            return None
+        average = None if self._ema is None else self._ema.average_at(iteration)
+        shape = quick_key(batch)
+        quick = shape is not None
+        try:
+            key = (shape if quick else batch_key(batch), average is not None)
+        except TypeError as error:
+            self._refuse(None, str(error))
+            return None
+        graph = self._ready.get(key)
+        if graph is None:
+            graph = self._prepare(key, batch)
+            if graph is None:
+                return None
+        binding = self._binding
+        assert binding is not None
+        if not quick:
+            tensors: Any = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        else:
+            tensors = batch.values() if type(batch) is dict else batch
+        binding.fill(None if average is None else average.momentum)
+        values = graph.run([*binding.static, *tensors])
+        binding.done()
+        self.num_calls += 1
+        return graph.build(values), values[-1] if graph.clips else None
+
+    def around(self, below: Below, runner: Any) -> None:
+        """Run the iteration on the recipe below; where a graph is thought of, look what it would not see."""
+        look, self._look = self._look, False
+        self._doubtful = True  # what it left in .grad is let go before the next graph
+        if not look:
+            return below(runner)
+        before = SilentState(self._model)
+        below(runner)
+        if moved := before.moved():
+            self._refuse(None, moved[0])
+        return None
+
+    def _settle(self) -> bool:
+        """Whether the binding holds, or could be made anew."""
+        if None in self._refused:
+            return False
+        if self._binding is None or not self._binding.holds():
+            self._ready.clear()
+            try:
+                self._binding = Binding(self._model, self._optimizer, self._term())
+            except Unfit as error:
+                self._binding = None
+                if not error.passing:
+                    self._refuse(None, str(error))
+                return False
+            for (around, batch), graph in self._graphs.items():
+                if around == self._binding.key:
+                    self._ready[batch] = graph
+        self._optimizer.zero_grad()
+        self._doubtful = False
+        return True
+
+    def _term(self) -> Any:
+        return None if self._ema is None else self._ema._term
+
+    def _prepare(self, key: Any, batch: Any) -> Compiled | None:
+        """A graph for this batch, now if its time has come; None: not now."""
+        shape = key[0]
+        if shape in self._refused:
+            return None
+        seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+        if seen == 1:
+            self._samples[shape] = pytree.tree_map(_copied, batch)
+            self._look = True
+            while len(self._samples) > MAX_GRAPHS:
+                self._samples.pop(next(iter(self._samples)))
+            return None
+        if seen < RECURS and any(other != shape for (_, (other, _)) in self._graphs):
+            return None
+        if self.num_compiles >= MAX_COMPILES:
+            self._refuse(None, f"{MAX_COMPILES} graphs were made for other shapes")
+            return None
+        self.num_compiles += 1
+        sample = self._samples.get(shape)
+        try:
+            graph = self._compile(key, [batch] if sample is None else [sample, batch])
+        except Unfit as error:
+            if error.passing:
+                self._seen[shape] = 0
+                self._doubtful = True
+            else:
+                self._refuse(shape, str(error))
+            return None
+        return graph
+
+    def _compile(self, key: Any, batches: list[Any]) -> Compiled:
+        """Trace, compile, verify.
+
+        Raises:
+            Unfit: one of these failed.
+        """
+        if lacks := missing():
+            raise Unfit(lacks)
+        self._binding = binding = Binding(self._model, self._optimizer, self._term())
+        self._ready.clear()
+        for (around, other), graph in self._graphs.items():
+            if around == binding.key:
+                self._ready[other] = graph
+        traced = trace_step(binding, batches[-1], self._max_norm, self._step, averages=key[1])
+        leaves = [leaf for leaf in pytree.tree_leaves(batches[-1]) if isinstance(leaf, Tensor)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of inductor, about itself
+                run, _ = compile_graph(traced.graph, [*binding.static, *leaves])
+            verify(binding, traced, run, batches, self._max_norm, self._step)
+        except Unfit:
+            raise
+        except Exception as error:  # whatever a compiler raises: training goes on without it
+            text = str(error).strip().splitlines()
+            raise Unfit(f"compiling raised {type(error).__name__}: {text[0][:300] if text else ''}") from error
+        compiled = Compiled(run, traced.outputs.builder(), traced.clips)
+        self._graphs[binding.key, key] = self._ready[key] = compiled
+        if len(self._graphs) > MAX_GRAPHS:
+            (around, batch), _ = self._graphs.popitem(last=False)
+            if around == binding.key:
+                self._ready.pop(batch, None)
+        return compiled
+
+    def _refuse(self, key: Any, why: str) -> None:
+        if why not in self._refused.values():
+            self._warn(f"no graph of the step: {why}. It runs on the recipe below.")
+        self._refused[key] = why
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf

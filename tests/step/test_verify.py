@@ -1,0 +1,177 @@
+"""Wrong steps are refused, each for what is wrong with it; right ones are not (test_zoo.py trains with them)."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from step.zoo import ZOO
+from torch import nn
+
+from fastrunner.optim.ema_term import EmaTerm
+from fastrunner.step import torch_private
+from fastrunner.step.binding import Binding
+from fastrunner.step.torch_private import Unfit
+from fastrunner.step.trace import trace_step
+from fastrunner.step.verify import reference, verify
+
+MLP, RESNET, GPT, TIED = (ZOO[name] for name in ("mlp", "resnet", "gpt", "tied"))
+
+
+def prepared(family, averages=False):
+    """A traced step of a model that has taken one eager step, and two batches."""
+    torch.manual_seed(0)
+    model = family.model()
+    term = None
+    if averages:
+        for name, param in list(model.named_parameters()):
+            model.register_buffer("ema_" + name.replace(".", "_"), param.detach().clone())
+        params = list(model.parameters())
+        term = EmaTerm(params, [b for n, b in model.named_buffers() if n.startswith("ema_")], 0.1)
+    optimizer = family.optimizer(model.parameters())
+    batches = [family.batch(0), family.batch(1)]
+    model.train_step(batches[0], optimizer)["loss"].backward()
+    optimizer.step()
+    binding = Binding(model, optimizer, term)
+    return binding, trace_step(binding, batches[0], family.clip, averages=averages), batches
+
+
+def check(family, spoil=None, averages=False):
+    """Verify the traced step, after ``spoil(binding, run, inputs)`` has stood in for the call."""
+    binding, traced, batches = prepared(family, averages)
+
+    def run(inputs):
+        return traced.graph(*inputs) if spoil is None else spoil(binding, traced.graph, inputs)
+
+    before = [tensor.clone() for tensor in binding.tensors], torch.get_rng_state()
+    try:
+        verify(binding, traced, run, batches, family.clip, binding.model.train_step)
+    finally:  # nothing of the run was touched
+        assert all(torch.equal(a, b) for a, b in zip(before[0], binding.tensors, strict=True))
+        assert torch.equal(before[1], torch.get_rng_state())
+        assert all(p.grad is None or p.grad.abs().sum() > 0 for p in binding.model.parameters())
+
+
+def restored(number):
+    """The step, but what it wrote into one tensor is lost."""
+
+    def spoil(binding, graph, inputs):
+        tensor = inputs[number(binding)]
+        kept = tensor.clone()
+        values = graph(*inputs)
+        tensor.copy_(kept)
+        return values
+
+    return spoil
+
+
+def scaled(factor):
+    def spoil(binding, graph, inputs):
+        values = graph(*inputs)
+        inputs[binding.trained[2].state[0]].mul_(factor)
+        return values
+
+    return spoil
+
+
+def other_mask(binding, graph, inputs):
+    state = torch.get_rng_state()
+    torch.manual_seed(99)
+    values = graph(*inputs)
+    torch.set_rng_state(state)
+    torch.rand(0)
+    graph(*[tensor.clone() for tensor in inputs])  # leaves the generator where it belongs
+    return values
+
+
+def draws_more(binding, graph, inputs):
+    values = graph(*inputs)
+    torch.rand(1)
+    return values
+
+
+def half_loss(binding, graph, inputs):
+    loss, *rest = graph(*inputs)
+    return (loss * 0.99, *rest)
+
+
+@pytest.mark.parametrize(
+    ("family", "spoil", "says"),
+    [
+        (MLP, restored(lambda b: b.trained[0].state[0]), "gradient of body.0.weight"),
+        (MLP, scaled(1.001), "gradient of body.3.weight"),
+        (MLP, other_mask, "the loss"),
+        (MLP, draws_more, "random numbers"),
+        (MLP, half_loss, "the loss"),
+        (MLP, restored(lambda b: len(b.static) - 2), "count Adam's steps"),
+        (RESNET, restored(lambda b: b.num_params), "buffer body.0.1.running_mean"),
+        (RESNET, restored(lambda b: b.num_params + 2), "buffer body.0.1.num_batches_tracked"),
+        (RESNET, restored(lambda b: b.trained[0].state[0]), "gradient of body.0.0.weight"),
+        (replace(RESNET, model=ZOO["resnet bf16"].model), restored(lambda b: b.trained[0].state[0]), "gradient"),
+        (TIED, restored(lambda b: 0), "gradient of body.embedding.weight"),
+    ],
+)
+def test_a_wrong_step_is_refused(family, spoil, says):
+    check(family)  # unspoilt it is not
+    with pytest.raises(Unfit, match=says):
+        check(family, spoil)
+
+
+def test_a_wrong_average_is_refused():
+    check(MLP, averages=True)
+    with pytest.raises(Unfit, match="average"):
+        check(MLP, restored(lambda b: b.average_pairs[0][0]), averages=True)
+
+
+def test_a_checkpoint_that_recomputes_with_another_mask_is_refused(monkeypatch):
+    """What tracing makes of torch's checkpoint if it is not run inline: the loss is right, gradients are not."""
+    check(GPT)
+    monkeypatch.setattr(torch_private, "_checkpoints_inline", contextlib.nullcontext)
+    with pytest.raises(Unfit, match=r"gradient|random numbers"):
+        check(GPT)
+
+
+class Zero(nn.Module):
+    """Its first bias stands before a BatchNorm: its true gradient is zero, and what it gets is rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+
+    def train_step(self, batch, optimizer=None):
+        loss = nn.functional.cross_entropy(self.body(batch["x"]), batch["y"])
+        return dict(loss=loss, log_vars={}, num_samples=8)
+
+
+def test_noise_where_the_true_gradient_is_zero_is_no_reason():
+    def other_rounding(binding, graph, inputs):
+        values = graph(*inputs)
+        inputs[binding.trained[1].state[0]].neg_()  # the noise, with another sign
+        return values
+
+    check(replace(MLP, model=Zero), other_rounding)
+
+
+def test_a_model_that_cannot_be_computed_in_float64_is_verified_too():
+    class Single(Zero):
+        def train_step(self, batch, optimizer=None):
+            return super().train_step(dict(batch, x=batch["x"].float()))
+
+    family = replace(MLP, model=Single)
+    check(family)
+    with pytest.raises(Unfit, match=r"gradient of body\.3\.weight"):
+        check(family, restored(lambda b: b.trained[4].state[0]))
+
+
+def test_the_reference_is_eagers_step():
+    binding, _, batches = prepared(MLP)
+    torch.manual_seed(5)
+    result = reference(binding, batches[1], MLP.clip, binding.model.train_step)
+    torch.manual_seed(5)
+    binding.model.zero_grad()
+    binding.model.train_step(batches[1])["loss"].backward()
+    nn.utils.clip_grad_norm_(binding.model.parameters(), MLP.clip)
+    for name, param in binding.model.named_parameters():
+        torch.testing.assert_close(result.grads[name], param.grad, rtol=1e-6, atol=1e-8)
