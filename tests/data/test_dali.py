@@ -199,7 +199,7 @@ def test_the_next_epoch_is_ready_before_the_last_batch_is_used(folder):
         next(batches)
         wait_until(lambda fed=fed: loader.samples_fed == fed)  # whoever takes batches that fast makes them, too
         threading.Event().wait(0.001)  # longer than it takes to hand over: a step
-    wait_until(lambda: loader.ready() == 2)  # the last of this epoch, the first of the next
+    wait_until(lambda: loader.num_ready == 2)  # the last of this epoch, the first of the next
 
 
 def test_the_next_epoch_is_not_made_ahead_otherwise(folder):

@@ -6,7 +6,7 @@ DALI says what went wrong, not with which sample, and its pipeline ends. So each
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .augment import ERRORS
@@ -23,7 +23,7 @@ class Failures:
     """What happens when a run of the pipeline fails.
 
     Args:
-        policy: "raise", or "skip": leave unreadable samples out, and say so in the log.
+        policy: "raise" at the turn of the batch, or "skip": leave unreadable samples out, and say so in the log.
         build: a new pipeline for batches of one sample.
         feed: knows the inputs of a sample, and is told which cannot be read.
         files: sample id -> path; None: samples are no files.
@@ -40,32 +40,31 @@ class Failures:
         self._in_a_row = 0
 
     def failed(self, error: Exception, suspects: Sequence[Batch], pipe: Any = None) -> None:
-        """Find the samples that fail when they are alone, and leave them out.
+        """Find the samples that fail when they are alone: leave them out, or let their batch fail at its turn.
 
         Args:
             pipe: a pipeline that still works, where there is one.
         Raises:
-            RuntimeError: the policy is "raise", or no sample fails alone, or all of them do. It names the sample.
+            RuntimeError: no sample fails alone, or all of them do.
         """
-        tried = failed = 0
-        bad: dict[int, str] = {}
-        for index, why in self._try_each(suspects, pipe):
-            tried += 1
-            if why is None:
-                continue
-            failed += 1
-            bad[index] = why
-            if self._policy == "raise":
-                what = "cannot read" if isinstance(error, RuntimeError) else "an augmentation fails on"
-                raise RuntimeError(f"{what} {self._name(index)}: {why}; remove or replace it") from error
-            if failed == tried and self._in_a_row + failed >= _TOO_MANY:
-                raise RuntimeError(f"the pipeline fails on every sample, such as {self._name(index)}: {why}") from error
+        tried = self._try_each(suspects, pipe)
+        del pipe  # the traceback keeps this frame, and a pipeline keeps threads
+        bad = [(batch, index, why) for batch, index, why in tried if why is not None]
         if not bad:
             raise RuntimeError(
-                f"the pipeline failed, though each of its {tried} samples can be made alone: {reason(error)}"
+                f"the pipeline failed, though each of its {len(tried)} samples can be made alone: {reason(error)}"
             ) from error
-        self._in_a_row = self._in_a_row + failed if failed == tried else 0
-        self._leave_out(bad)
+        batch, index, why = bad[0]
+        if self._policy == "raise":
+            what = "cannot read" if isinstance(error, RuntimeError) else "an augmentation fails on"
+            failure = RuntimeError(f"{what} {self._name(index)}: {why}; remove or replace it")
+            failure.__cause__ = error
+            self._feed.doomed[batch.epoch, batch.position] = failure
+            return
+        self._in_a_row = self._in_a_row + len(tried) if len(bad) == len(tried) else 0
+        if self._in_a_row >= _TOO_MANY:
+            raise RuntimeError(f"the pipeline fails on every sample, such as {self._name(index)}: {why}") from error
+        self._leave_out({index: why for _, index, why in bad})
 
     def _leave_out(self, bad: dict[int, str]) -> None:
         for index, why in bad.items():
@@ -75,20 +74,25 @@ class Failures:
                 f"{self._feed.order.num_samples} samples so far"
             )
 
-    def _try_each(self, suspects: Sequence[Batch], pipe: Any) -> Iterator[tuple[int, str | None]]:
-        """(sample id, why it fails or None) of all samples, each alone."""
-        for batch in suspects:
-            for index in batch.ids.tolist():
-                pipe = self._build() if pipe is None else pipe
-                try:
-                    feed_all(pipe, self._feed.single(batch.epoch, index))
-                    pipe.schedule_run()
-                    pipe.outputs()
-                    error: BaseException | None = ERRORS.take()
-                except Exception as failure:
-                    error, pipe = failure, None  # a pipeline that has failed cannot go on
-                file = None if self._files is None else self._files[index]
-                yield index, None if error is None else reason(error, file)
+    def _try_each(self, suspects: Sequence[Batch], pipe: Any) -> list[tuple[Batch, int, str | None]]:
+        """(batch, sample id, why it fails or None) of each sample alone; with "raise" up to the first that fails."""
+        tried: list[tuple[Batch, int, str | None]] = []
+        for batch, index in [(one, index) for one in suspects for index in one.ids.tolist()]:
+            pipe = self._build() if pipe is None else pipe
+            try:
+                feed_all(pipe, self._feed.single(batch.epoch, index))
+                pipe.schedule_run()
+                pipe.outputs()
+                error: BaseException | None = ERRORS.take()
+            except Exception as failure:
+                # A pipeline that has failed cannot go on; DALI's frames would keep it, and its threads.
+                error, pipe = failure.with_traceback(None), None
+            file = None if self._files is None else self._files[index]
+            tried.append((batch, index, None if error is None else reason(error, file)))
+            hopeless = len(tried) >= _TOO_MANY and all(why is not None for _, _, why in tried)
+            if error is not None and (self._policy == "raise" or hopeless):
+                break
+        return tried
 
     def _name(self, index: int) -> str:
         return f"sample {index}" if self._files is None else f"{self._files[index]} (sample {index})"

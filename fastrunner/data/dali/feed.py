@@ -25,6 +25,7 @@ class Batch:
     Attributes:
         rows: inputs of the pipeline, by name; DALI may read them until the batch is made.
         made: what the loader hands over, once it is made.
+        error: what is raised instead.
     """
 
     epoch: int
@@ -33,6 +34,7 @@ class Batch:
     labels: Tensor | None
     rows: dict[str, Any]
     made: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
 
 
 class Feed:
@@ -40,11 +42,13 @@ class Feed:
 
     Attributes:
         unreadable: sample id -> why; its place is taken by the next sample of the epoch that is not in here.
+        doomed: (epoch, position) -> why the batch cannot be made.
     """
 
     def __init__(self, order: BatchOrder, inputs: Inputs, labels: Tensor | None) -> None:
         self.order, self.inputs = order, inputs
         self.unreadable: dict[int, str] = {}
+        self.doomed: dict[tuple[int, int], Exception] = {}
         self._labels = labels
         self._block: tuple[Any, Ids, dict[str, Any]] | None = None
 
@@ -60,7 +64,7 @@ class Feed:
         inputs = {name: values[rows] for name, values in self._block[2].items()}
         inputs.update(self._make(epoch, ids, heavy=True))
         labels = None if self._labels is None else self._labels[torch.from_numpy(ids)]
-        return Batch(epoch, position, ids, labels, inputs)
+        return Batch(epoch, position, ids, labels, inputs, error=self.doomed.pop((epoch, position), None))
 
     def single(self, epoch: int, index: int) -> dict[str, Any]:
         """The inputs of one sample, as a batch of one."""

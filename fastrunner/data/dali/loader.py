@@ -112,7 +112,8 @@ class DaliLoader(EpochLoader):
     def samples_fed(self) -> int:
         return self._fed_before + (self._producer.samples_fed if self._producer is not None else 0)
 
-    def ready(self) -> int:
+    @property
+    def num_ready(self) -> int:
         """Batches that can be taken without waiting."""
         return self._producer.ready() if self._producer is not None else 0
 

@@ -187,25 +187,28 @@ class Producer:
         """Give the pipeline its next batch to make."""
         batch = self._feed.batch(*self._feeding)
         self._feeding = self._feed.after(*self._feeding)
-        feed_all(self._pipe, batch.rows)
         self._running.append(batch)
-        self._pipe.schedule_run()
         self._fed += 1
-        self.samples_fed += len(batch.ids)
+        if batch.error is None:
+            feed_all(self._pipe, batch.rows)
+            self._pipe.schedule_run()
+            self.samples_fed += len(batch.ids)
 
     def _collect(self) -> None:
         """Wait for the oldest run, and put what it made where it can be taken."""
+        failed = self._running[0].error
+        if failed is not None:
+            raise failed
         try:
             outputs = self._pipe.outputs(cuda_stream=self._stream)  # and the last run's are released
             tensors = [to_torch(output, copy=not self._pipe.exec_dynamic) for output in outputs]
         except RuntimeError as error:
             self._pipe = None  # a pipeline that has failed cannot go on
-            self._recover(error)
+            self._recover(error.with_traceback(None))  # whose frames would keep the pipeline, and that its threads
             return
         silent = ERRORS.take()
         if silent is not None:
-            for _ in range(len(self._running) - 1):
-                self._pipe.outputs()
+            self._drain(1)
             self._recover(silent)
             return
         batch = self._running.popleft()
@@ -215,13 +218,19 @@ class Producer:
         self._failures.made()
 
     def _recover(self, error: Exception) -> None:
-        """Go on without the samples that cannot be made, where that is wanted; else raise."""
+        """Start again with the oldest batch, now that it is known which samples cannot be made."""
         suspects = list(self._running)
         self._running.clear()
         self._failures.failed(error, suspects, self._pipe)
         self._pipe = self._build() if self._pipe is None else self._pipe
         self._feeding = (suspects[0].epoch, suspects[0].position)
         self._fed -= len(suspects)
+
+    def _drain(self, first: int) -> None:
+        """Wait for the runs from number ``first`` on, and drop what they made."""
+        for batch in list(self._running)[first:]:
+            if batch.error is None:
+                self._pipe.outputs()
 
     def _halt(self) -> None:
         """End the thread, and drop what was made ahead."""
@@ -233,8 +242,7 @@ class Producer:
             self._thread.join()
         self._thread, self._wanted, self._error, self._stopping = None, None, None, False
         try:
-            for _ in range(len(self._running)):
-                self._pipe.outputs()
+            self._drain(0)
         except RuntimeError:  # a broken file in a batch that nobody will see; it is named when its turn comes
             self._pipe = None
         ERRORS.take()  # nor will anybody see theirs
