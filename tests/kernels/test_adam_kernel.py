@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from fastrunner.kernels.adam import adam_reference, launch_adam
-from fastrunner.kernels.update import Kind, Rows
-from kernel_tables import BLOCK, SIZES, addresses, assert_near, chunks, many, randn, values
+from fastrunner.kernels.update import Kind
+from kernel_tables import BLOCK, SIZES, Exact, Tensors, assert_near, many, randn, values
 from torch import Tensor
 
 # A step rounds some twenty times. Where exp_avg_sq is tiny against exp_avg**2, p moves far and the error with it: the
@@ -34,29 +34,18 @@ OPTIONS = [
 ]
 
 
-class Problem:
-    """Parameters of some groups, and one launch over them."""
+class Problem(Tensors):
+    """And one launch over them."""
 
     def __init__(
         self, device: torch.device, kind: Kind, options: list[dict[str, Any]], *, sizes: tuple[int, ...]
     ) -> None:
-        self.device, self.kind, self.amsgrad = device, kind, options[0].get("amsgrad", False)
+        super().__init__(device, kind, len(options), sizes)
         self.options = [{"betas": (0.9, 0.999), "eps": 1e-8, **o} for o in options]
-        self.groups = [i % len(options) for i in range(len(sizes))]
-        self.params = many(device, kind.param, sizes=sizes)
-        self.grads: list[Tensor | None] = list(many(device, kind.grad, sizes=sizes))
-        self.exp_avgs = many(device, kind.state, sizes=sizes)
-        self.exp_avg_sqs = [t.square_().add_(0.1) for t in many(device, kind.state, sizes=sizes)]
-        self.largest = [t.square_().add_(0.1) for t in many(device, kind.state, sizes=sizes)]
-        self.averages = many(device, kind.average, sizes=sizes) if kind.average else []
-        self.lows = [p.to(kind.low) for p in self.params] if kind.low else []
-        if kind.low:  # masters agree with their parameters
-            for p, low in zip(self.params, self.lows, strict=True):
-                p.copy_(low)
+        num_squares = 2 if options[0].get("amsgrad") else 1
+        squares = [[t.square_().add_(0.1) for t in many(device, kind.state, sizes=sizes)] for _ in range(num_squares)]
+        self.states = [many(device, kind.state, sizes=sizes), *squares]
         self.steps = [1 + i % 3 for i in range(len(sizes))]
-
-    def states(self) -> list[list[Tensor]]:
-        return [self.exp_avgs, self.exp_avg_sqs, *([self.largest] if self.amsgrad else [])]
 
     def bias(self) -> Tensor:
         rows = []
@@ -68,18 +57,10 @@ class Problem:
     def launch(
         self, *, decoupled: bool, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0
     ) -> None:
-        rows = Rows(
-            addresses(self.params, self.device),
-            addresses(self.grads, self.device),
-            torch.tensor(self.groups, device=self.device),
-            tuple(addresses(states, self.device) for states in self.states()),
-            addresses(self.averages, self.device) if self.averages else None,
-            addresses(self.lows, self.device) if self.lows else None,
-        )
         options = [(o["lr"], o["weight_decay"], *o["betas"], o["eps"]) for o in self.options]
         launch_adam(
-            chunks(self.params, self.groups, self.device),
-            rows,
+            self.chunks(),
+            self.rows(*self.states),
             self.bias(),
             torch.tensor([7.0, clip_coef, found_inf], device=self.device),
             values(options, self.device, ema_momentum=ema_momentum),
@@ -88,36 +69,25 @@ class Problem:
             block=BLOCK,
         )
 
-    def check(
+    def launch_and_check(
         self, *, decoupled: bool, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0
     ) -> None:
-        """Launch, and compare with float64."""
-        kinds = (self.params, self.exp_avgs, self.exp_avg_sqs, self.largest, self.averages)
-        before = [[t.double() for t in tensors] for tensors in kinds]
+        """Compare with float64."""
+        before = [[t.double() for t in tensors] for tensors in (self.params, self.averages, *self.states)]
         grads = [None if g is None else g.double() for g in self.grads]
         self.launch(decoupled=decoupled, clip_coef=clip_coef, found_inf=found_inf, ema_momentum=ema_momentum)
-        kind = self.kind
-        coef = clip_coef if kind.clip else 1.0
+        coef = clip_coef if self.kind.clip else 1.0
         for i, g in enumerate(grads):
-            p, m, v, largest = (before[j][i] for j in range(4))
-            if g is not None and not (kind.skip_nonfinite and found_inf):
-                options = dict(
-                    self.options[self.groups[i]], maximize=kind.maximize, clip_coef=coef, decoupled=decoupled
-                )
-                options["max_exp_avg_sq"] = largest if options.pop("amsgrad", False) else None
-                p, m, v, *most = adam_reference(p, g, m, v, self.steps[i], **options)
-                if self.amsgrad:
-                    assert_near(self.largest[i], most[0], roundings=6)
-                if kind.write_back:
-                    assert_near(self.grads[i], g * coef, roundings=1)
-            assert_near(self.params[i], p, roundings=ROUNDINGS)
-            assert_near(self.exp_avgs[i], m, roundings=4)
-            assert_near(self.exp_avg_sqs[i], v, roundings=6)
-            if self.lows:
-                assert_near(self.lows[i], self.params[i].double(), roundings=1)
-            if self.averages:
-                expected = before[4][i] * (1 - ema_momentum) + ema_momentum * p
-                assert_near(self.averages[i], expected, roundings=ROUNDINGS)
+            p, average, m, v, *largest = (tensors[i] if tensors else None for tensors in before)
+            clipped = None
+            if g is not None and self.acts(i, found_inf):
+                options = dict(self.options[self.groups[i]], maximize=self.kind.maximize, clip_coef=coef)
+                options["max_exp_avg_sq"] = largest[0] if options.pop("amsgrad", False) else None
+                p, m, v, *largest = adam_reference(p, g, m, v, self.steps[i], **options, decoupled=decoupled)
+                clipped = g * coef if self.kind.write_back else None
+            self.check(i, Exact(p, average, clipped), roundings=ROUNDINGS, ema_momentum=ema_momentum)
+            for state, exact in zip(self.states, (m, v, *largest), strict=True):
+                assert_near(state[i], exact, roundings=6)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -126,7 +96,7 @@ def test_options(device: torch.device, options: dict[str, Any], decoupled: bool,
     kind = Kind(torch.float32, torch.float32, torch.float32, maximize=maximize)
     problem = Problem(device, kind, [options, {**options, "lr": 0.01, "weight_decay": 0.0}], sizes=SIZES)
     problem.grads[4] = problem.grads[-1] = None
-    problem.check(decoupled=decoupled)
+    problem.launch_and_check(decoupled=decoupled)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.param}-{kind.low}".replace("torch.", ""))
@@ -134,12 +104,12 @@ def test_options(device: torch.device, options: dict[str, Any], decoupled: bool,
 def test_all_folded_in(device: torch.device, kind: Kind, found_inf: float) -> None:
     problem = Problem(device, kind, [OPTIONS[1]], sizes=SIZES)
     problem.grads[4] = problem.grads[-1] = None  # averaged all the same
-    problem.check(decoupled=True, clip_coef=0.3, found_inf=found_inf, ema_momentum=0.125)
+    problem.launch_and_check(decoupled=True, clip_coef=0.3, found_inf=found_inf, ema_momentum=0.125)
 
 
 def test_a_skipped_step_reads_no_gradient(device: torch.device) -> None:
     problem = Problem(device, KINDS[0], [OPTIONS[1]], sizes=(700,))
-    kept = (problem.params[0], problem.exp_avgs[0], problem.exp_avg_sqs[0])
+    kept = (problem.params[0], *(state[0] for state in problem.states))
     before = [t.clone() for t in kept]
     problem.grads[0] = torch.full((700,), math.nan, device=device)
     problem.launch(decoupled=True, clip_coef=math.nan, found_inf=1.0)
@@ -172,4 +142,4 @@ def test_any_combination(
     kind = kind if average else dataclasses.replace(kind, average=None)
     problem = Problem(device, kind, [options, {**options, "lr": 0.5}], sizes=sizes)
     problem.grads = [randn(n, device, kind.grad, offset=offsets) for n in sizes]
-    problem.check(decoupled=decoupled, clip_coef=coef, ema_momentum=0.25)
+    problem.launch_and_check(decoupled=decoupled, clip_coef=coef, ema_momentum=0.25)

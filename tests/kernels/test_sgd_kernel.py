@@ -11,81 +11,53 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from fastrunner.kernels.sgd import launch_sgd, sgd_reference
-from fastrunner.kernels.update import Kind, Rows
-from kernel_tables import BLOCK, SIZES, addresses, assert_near, chunks, many, randn, values
-from torch import Tensor
+from fastrunner.kernels.update import Kind
+from kernel_tables import BLOCK, SIZES, Exact, Tensors, assert_near, many, randn, values
 
 FLOAT = Kind(torch.float32, torch.float32, torch.float32)
 ROUNDINGS = 8  # a step rounds at most eight times, here values of order 1
 
 
-class Problem:
-    """Parameters of some groups, and one launch over them."""
+class Problem(Tensors):
+    """And one launch over them."""
 
     def __init__(
         self, device: torch.device, kind: Kind, options: list[dict[str, Any]], *, sizes: tuple[int, ...]
     ) -> None:
-        self.device, self.kind, self.options = device, kind, options
-        self.groups = [i % len(options) for i in range(len(sizes))]
-        self.params = many(device, kind.param, sizes=sizes)
-        self.grads: list[Tensor | None] = list(many(device, kind.grad, sizes=sizes))
+        super().__init__(device, kind, len(options), sizes)
+        self.options = options
         self.buffers = many(device, kind.state, sizes=sizes) if kind.state else []
-        self.averages = many(device, kind.average, sizes=sizes) if kind.average else []
-        self.lows = [p.to(kind.low) for p in self.params] if kind.low else []
-        if kind.low:  # masters agree with their parameters
-            for p, low in zip(self.params, self.lows, strict=True):
-                p.copy_(low)
         self.counts = [torch.tensor(2.0, device=device) for _ in sizes]
 
     def launch(self, *, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0) -> None:
-        row = [(o["lr"], o["weight_decay"], o.get("momentum", 0.0), o.get("dampening", 0.0)) for o in self.options]
-        rows = Rows(
-            addresses(self.params, self.device),
-            addresses(self.grads, self.device),
-            torch.tensor(self.groups, device=self.device),
-            (addresses(self.buffers, self.device),) if self.buffers else (),
-            addresses(self.averages, self.device) if self.averages else None,
-            addresses(self.lows, self.device) if self.lows else None,
-            addresses(self.counts, self.device),
-        )
-        scalars = torch.tensor([7.0, clip_coef, found_inf], device=self.device)
-        table = values(row, self.device, ema_momentum=ema_momentum)
-        nesterov = self.options[0].get("nesterov", False)
+        options = [(o["lr"], o["weight_decay"], o.get("momentum", 0.0), o.get("dampening", 0.0)) for o in self.options]
         launch_sgd(
-            chunks(self.params, self.groups, self.device),
-            rows,
-            scalars,
-            table,
+            self.chunks(),
+            self.rows(*([self.buffers] if self.buffers else []), counts=self.counts),
+            torch.tensor([7.0, clip_coef, found_inf], device=self.device),
+            values(options, self.device, ema_momentum=ema_momentum),
             self.kind,
-            nesterov=nesterov,
+            nesterov=self.options[0].get("nesterov", False),
             block=BLOCK,
         )
 
-    def check(self, *, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0) -> None:
-        """Launch, and compare with float64."""
+    def launch_and_check(self, *, clip_coef: float = 1.0, found_inf: float = 0.0, ema_momentum: float = 0.0) -> None:
+        """Compare with float64."""
         before = [[t.double() for t in ts] for ts in (self.params, self.buffers, self.averages)]
         grads = [None if g is None else g.double() for g in self.grads]
         self.launch(clip_coef=clip_coef, found_inf=found_inf, ema_momentum=ema_momentum)
-        kind = self.kind
-        coef = clip_coef if kind.clip else 1.0
+        coef = clip_coef if self.kind.clip else 1.0
         for i, g in enumerate(grads):
-            p = before[0][i]
-            m = before[1][i] if self.buffers else None
-            if g is not None and not (kind.skip_nonfinite and found_inf):
-                first = self.counts[i].item() == 1.0
-                p, m = sgd_reference(
-                    p, g, None if first else m, **self.options[self.groups[i]], maximize=kind.maximize, clip_coef=coef
-                )
-                if kind.write_back:
-                    assert_near(self.grads[i], g * coef, roundings=1)
-            assert_near(self.params[i], p, roundings=ROUNDINGS)
+            p, m, average = (ts[i] if ts else None for ts in before)
+            clipped = None
+            if g is not None and self.acts(i, found_inf):
+                m = None if self.counts[i].item() == 1.0 else m
+                options = self.options[self.groups[i]]
+                p, m = sgd_reference(p, g, m, **options, maximize=self.kind.maximize, clip_coef=coef)
+                clipped = g * coef if self.kind.write_back else None
+            self.check(i, Exact(p, average, clipped), roundings=ROUNDINGS, ema_momentum=ema_momentum)
             if m is not None:
                 assert_near(self.buffers[i], m, roundings=ROUNDINGS)
-            if self.lows:
-                assert_near(self.lows[i], self.params[i].double(), roundings=1)
-            if self.averages:
-                expected = before[2][i] * (1 - ema_momentum) + ema_momentum * p
-                assert_near(self.averages[i], expected, roundings=ROUNDINGS)
 
 
 OPTIONS = [
@@ -107,7 +79,7 @@ def test_options(device: torch.device, options: dict[str, Any], maximize: bool) 
     problem = Problem(device, kind, [options, {**options, "lr": 0.01, "weight_decay": 0.0}], sizes=SIZES)
     problem.grads[4] = problem.grads[-1] = None
     problem.counts[3].fill_(1.0)  # the first step of one tensor, not of the others
-    problem.check()
+    problem.launch_and_check()
 
 
 # Everything folded in, for each combination of dtypes that an optimizer makes.
@@ -125,7 +97,7 @@ KINDS = [
 def test_all_folded_in(device: torch.device, kind: Kind, found_inf: float) -> None:
     problem = Problem(device, kind, [OPTIONS[2]], sizes=SIZES)
     problem.grads[4] = problem.grads[-1] = None  # averaged all the same
-    problem.check(clip_coef=0.3, found_inf=found_inf, ema_momentum=0.125)
+    problem.launch_and_check(clip_coef=0.3, found_inf=found_inf, ema_momentum=0.125)
 
 
 def test_a_skipped_step_reads_no_gradient(device: torch.device) -> None:
@@ -150,7 +122,7 @@ def test_gradients_are_written_back_only_where_clipping_bites(device: torch.devi
     problem.launch(clip_coef=1.0)
     for grad, same in zip(problem.grads, before, strict=True):
         assert torch.equal(grad, same)
-    problem.check(clip_coef=0.5)
+    problem.launch_and_check(clip_coef=0.5)
 
 
 @pytest.mark.parametrize(("half", "below"), [(torch.bfloat16, 2.0**-10), (torch.float16, 2.0**-13)])
@@ -192,4 +164,4 @@ def test_any_combination(
     kind = kind if average else dataclasses.replace(kind, average=None)
     problem = Problem(device, kind, [options, {**options, "lr": 0.5}], sizes=sizes)
     problem.grads = [randn(n, device, kind.grad, offset=offsets) for n in sizes]
-    problem.check(clip_coef=coef, ema_momentum=0.25)
+    problem.launch_and_check(clip_coef=coef, ema_momentum=0.25)

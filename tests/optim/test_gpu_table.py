@@ -248,6 +248,55 @@ def test_16_bits_through_float32_masters(make: Make, dtype: torch.dtype) -> None
         assert p[0].item() < 1.0
 
 
+@pytest.mark.parametrize("of_masters", [True, False])
+def test_averages_of_16_bit_parameters(of_masters: bool) -> None:
+    """float32 averages follow masters; those of 16 bits follow the parameters, as MMCV's do."""
+    params = [nn.Parameter(torch.ones(n, dtype=torch.bfloat16)) for n in (1, 300)]
+    idle = nn.Parameter(torch.full((300,), 3.0, dtype=torch.bfloat16))
+    dtype = torch.float32 if of_masters else torch.bfloat16
+    averages = [torch.zeros(p.shape, dtype=dtype) for p in (*params, idle)]
+    optimizer = FusedSGD([*params, idle], lr=2.0**-10)
+    term = EmaTerm([*params, idle], averages, 1.0, of_masters=of_masters)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step(ema=term)
+    for p, average in zip(params, averages, strict=False):
+        followed = optimizer.state[p]["master"] if of_masters else p.detach()
+        assert torch.equal(average, followed)
+        assert average.dtype == dtype
+    assert optimizer.state[params[1]]["master"][7].item() == 1 - 3 * 2.0**-10
+    assert torch.equal(averages[2], torch.full((300,), 3.0, dtype=dtype))
+
+
+def test_averages_of_the_optimizers_own() -> None:
+    params = [nn.Parameter(torch.ones(300)), nn.Parameter(torch.ones(20, dtype=torch.bfloat16))]
+    optimizer = FusedAdamW(params, lr=0.5, weight_decay=0.0, ema_decay=0.75)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for average in optimizer.ema_state_dict().values():
+        torch.testing.assert_close(average, torch.full(average.shape, 0.75 + 0.25 * 0.5))
+
+
+def test_state_in_another_layout_is_moved_once() -> None:
+    """A checkpoint of a contiguous model goes on in a channels_last one, and a step count on the CPU on the GPU."""
+    param = nn.Parameter(torch.ones(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    optimizer = FusedAdam([param], lr=0.1)
+    values = torch.linspace(0, 1, 48).view(4, 3, 2, 2)
+    state = dict(step=torch.tensor(3.0, device="cpu"), exp_avg=values.clone(), exp_avg_sq=values.double().float())
+    optimizer.state[param] = state
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert optimizer.rest == {}
+    assert (state["step"].item(), state["step"].device) == (4.0, param.device)
+    assert state["exp_avg"].stride() == param.stride()
+    torch.testing.assert_close(state["exp_avg"], 0.9 * values)
+    moved = state["exp_avg"]
+    optimizer.step()
+    assert state["exp_avg"] is moved
+
+
 def test_a_16_bit_parameter_that_was_loaded_is_not_overwritten_by_its_master() -> None:
     param = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
     optimizer = FusedSGD([param], lr=0.5)
