@@ -9,7 +9,7 @@ READY := .venv/.ready
 CSRC := $(shell find csrc)
 CPP := $(filter %.h %.cpp,$(CSRC))
 
-.PHONY: bench test test-slow test-cuda perf core lint format clean
+.PHONY: bench test test-slow test-cuda perf core asan lint format clean
 .DELETE_ON_ERROR:
 
 bench: $(READY)  ## train a real model on real data, and say where the time went
@@ -31,6 +31,22 @@ core: $(INSTALLED)  ## compile what has changed in csrc, in place
 	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	$(BIN)/cmake --build build/dev
+
+# The core is built a second time, beside the first. Leaks are not looked for: Python keeps much to its end. libstdc++
+# comes with it, or exceptions of libraries that are loaded later find no way.
+ASAN := build/asan
+asan: $(READY)  ## the tests of the core's memory under AddressSanitizer
+	$(BIN)/cmake -S . -B $(ASAN) -G Ninja --log-level=WARNING -DFASTRUNNER_ASAN=ON \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(ASAN)/built \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build $(ASAN)
+	rm -rf $(ASAN)/package && mkdir -p $(ASAN)/package && cp -as $(CURDIR)/fastrunner $(ASAN)/package/
+	cp -as $(CURDIR)/kernels $(ASAN)/package/fastrunner/kernels
+	rm -f $(ASAN)/package/fastrunner/_core*.so && cp $(ASAN)/built/_core*.so $(ASAN)/package/fastrunner/
+	cd $(ASAN)/package && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider --rootdir $(CURDIR) -c $(CURDIR)/pyproject.toml \
+	  $(CURDIR)/tests/core $(CURDIR)/tests/optim $(PYTEST_ARGS)
 
 lint: $(READY)  ## checks only; `make format` repairs what can be repaired
 	$(BIN)/ruff check

@@ -26,7 +26,6 @@ constexpr std::int64_t kPiece = 1024;
 constexpr std::int32_t kShort = 256;
 constexpr std::size_t kAhead = 4;
 
-// OpenMP's worker threads do not survive a fork: a region entered in the child would wait for them for ever.
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -48,6 +47,8 @@ void prefetch(const Entry& entry, std::int64_t bytes) noexcept {
 }
 
 }  // namespace
+
+bool has_forked() noexcept { return forked; }
 
 ChunkTable::ChunkTable(Algorithm algorithm, const std::vector<std::int64_t>& numels, const Isa& isa)
     : entries(numels.size()),

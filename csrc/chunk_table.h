@@ -49,6 +49,10 @@ struct StepResult {
   bool skipped;
 };
 
+// Whether this process is the child of a fork. OpenMP's threads did not survive it: a region would wait for them for
+// ever.
+bool has_forked() noexcept;
+
 class ChunkTable {
  public:
   // numels[i] elements of tensor i.

@@ -95,11 +95,14 @@ bool Handles::agrees_with_python() const {
     return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
   };
   const auto version_of = [](const nb::object& tensor) { return nb::cast<int>(tensor.attr("_version")); };
-  const Look look{address_of(param), number(Dtype::kFloat32), {4, 5}, {1, 4}};
-  if (!looks(cell_of(param), look) || like(grad_of(param), look) != address_of(grad)) return false;
-  if (!looks(cell_of(half), {address_of(half), number(Dtype::kBfloat16), {3}, {1}})) return false;
-  if (like(cell_of(half), look) || like(cell_of(grad), {nullptr, number(Dtype::kFloat32), {4, 5}, {5, 1}}))
+  const std::int32_t float32 = number(Dtype::kFloat32);
+  const Layout layout{20, {4, 5}, {1, 4}};
+  if (like(cell_of(param), layout, float32) != address_of(param)) return false;
+  if (!still(cell_of(param), address_of(param), layout, float32) || still(cell_of(param), &layout, layout, float32))
     return false;
+  if (like(grad_of(param), layout, float32) != address_of(grad)) return false;
+  if (like(cell_of(half), {3, {3}, {1}}, number(Dtype::kBfloat16)) != address_of(half)) return false;
+  if (like(cell_of(half), {3, {3}, {1}}, float32) || like(cell_of(grad), {20, {4, 5}, {5, 1}}, float32)) return false;
   const int before = version_of(param), grad_before = version_of(grad);
   if (!bump_version(cell_of(param)) || version_of(param) != before + 1 || version_of(grad) != grad_before) return false;
   Cell pin = undefined_;
@@ -110,17 +113,25 @@ bool Handles::agrees_with_python() const {
   return moved && pin.impl == undefined_.impl;
 }
 
-void* Handles::like(Cell* tensor, const Look& look) const {
-  std::int32_t dtype, device, layout;
+void* Handles::like(Cell* tensor, const Layout& layout, std::int32_t wanted) const {
+  std::int32_t dtype, device, kind;
   std::int64_t ndim, *sizes, *strides;
   void* data;
-  if (dtype_(tensor, &dtype) != 0 || dtype != look.dtype) return nullptr;
-  if (layout_(tensor, &layout) != 0 || layout != strided_)
-    return nullptr;  // others have no strides, and would complain
+  if (dtype_(tensor, &dtype) != 0 || dtype != wanted) return nullptr;
+  if (layout_(tensor, &kind) != 0 || kind != strided_) return nullptr;  // others have no strides, and would complain
   if (device_type_(tensor, &device) != 0 || device != cpu_) return nullptr;
   if (dim_(tensor, &ndim) != 0 || sizes_(tensor, &sizes) != 0 || strides_(tensor, &strides) != 0) return nullptr;
-  if (!look.has_layout(ndim, sizes, strides)) return nullptr;
+  if (!layout.is(ndim, sizes, strides)) return nullptr;
   return data_ptr_(tensor, &data) == 0 ? data : nullptr;
+}
+
+bool Handles::still(Cell* tensor, const void* address, const Layout& layout, std::int32_t wanted) const {
+  std::int32_t dtype;
+  std::int64_t ndim, *sizes, *strides;
+  void* data;
+  return data_ptr_(tensor, &data) == 0 && data == address && dtype_(tensor, &dtype) == 0 && dtype == wanted &&
+         dim_(tensor, &ndim) == 0 && sizes_(tensor, &sizes) == 0 && strides_(tensor, &strides) == 0 &&
+         layout.is(ndim, sizes, strides);
 }
 
 bool Handles::bump_version(Cell* tensor) const noexcept {

@@ -20,13 +20,12 @@ struct Cell {
   void* impl;
 };
 
-// What a tensor looked like: where, of which type, and how its elements lie.
-struct Look {
-  void* data = nullptr;
-  std::int32_t dtype = 0;  // libtorch's number, as `number` gives it
+// How a tensor's elements lie.
+struct Layout {
+  std::int64_t numel = 0;
   std::vector<std::int64_t> sizes, strides;
 
-  bool has_layout(std::int64_t ndim, const std::int64_t* other_sizes, const std::int64_t* other_strides) const {
+  bool is(std::int64_t ndim, const std::int64_t* other_sizes, const std::int64_t* other_strides) const {
     if (ndim != static_cast<std::int64_t>(sizes.size())) return false;
     for (std::int64_t d = 0; d < ndim; ++d)  // a stride of a dimension of one element leads nowhere
       if (sizes[d] != other_sizes[d] || (sizes[d] != 1 && strides[d] != other_strides[d])) return false;
@@ -48,11 +47,12 @@ class Handles {
   Cell* grad_of(nanobind::handle param) const { return static_cast<Cell*>(mutable_grad_(cell_of(param)->impl)); }
   bool is_undefined(const Cell* tensor) const { return tensor->impl == undefined_.impl; }
 
-  // Whether it is a dense CPU tensor with memory at `look.data`, and `look`'s dtype, sizes and strides.
-  bool looks(Cell* tensor, const Look& look) const { return like(tensor, look) == look.data; }
+  // Its address, if it is a strided CPU tensor of this dtype (by libtorch's number) and layout; null: it is not that,
+  // or has no memory.
+  void* like(Cell* tensor, const Layout& layout, std::int32_t dtype) const;
 
-  // The address of a strided CPU tensor of `look`'s dtype, sizes and strides; null: it is not that, or has no memory.
-  void* like(Cell* tensor, const Look& look) const;
+  // Whether a strided tensor still lies at this address, with this dtype and layout. The address tells the device.
+  bool still(Cell* tensor, const void* address, const Layout& layout, std::int32_t dtype) const;
 
   std::int32_t number(Dtype dtype) const { return numbers_[static_cast<int>(dtype)]; }
 

@@ -1,5 +1,7 @@
 #include "update_table.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -14,8 +16,11 @@ namespace {
 // A step of at least this much work (about a millisecond) lets other Python threads run meanwhile.
 constexpr std::int64_t kReleaseFrom = 2'000'000;
 
-// Tensors are asked for from memory this many ahead of where they are read.
-constexpr std::size_t kAhead = 6;
+// What a tensor's objects refer to is asked for from memory in stages, each so many tensors ahead of where it is read.
+constexpr std::size_t kAhead[] = {32, 24, 16, 9, 4};
+
+// From so many tensors on, several threads read them.
+constexpr std::size_t kReadTogether = 1024;
 
 struct StateKey {
   PyObject* name;
@@ -109,19 +114,19 @@ UpdateTable::UpdateTable(const std::string& algorithm, nb::list param_groups, nb
     if (groups[i] < -1 || groups[i] >= static_cast<int>(members_.size()))
       throw nb::value_error("groups holds an index that param_groups does not have");
     tensors_[i].group = groups[i];
-    tensors_[i].slot = item(slots_, i);
+    tensors_[i].slot = item(slots_, i).ptr();
     watch_tensor(i, item(states_, i), item(averages_, i));
   }
   if (handles_) pins_.assign(count, *handles_->undefined());
 }
 
 UpdateTable::Watched UpdateTable::watch(nb::handle tensor, const TensorView& view, Dtype dtype) {
-  Watched watched{tensor, {}, num_elements(view), dtype};
-  watched.look.data = address(view);
-  watched.look.sizes.assign(view.shape, view.shape + view.ndim);
-  watched.look.strides.assign(view.strides, view.strides + view.ndim);
-  if (const Handles* handles = Handles::get()) watched.look.dtype = handles->number(dtype);
-  return watched;
+  const auto same = [&](const Layout& layout) { return layout.is(view.ndim, view.shape, view.strides); };
+  auto found = std::find_if(layouts_.begin(), layouts_.end(), same);
+  if (found == layouts_.end())
+    found = layouts_.insert(
+        found, {num_elements(view), {view.shape, view.shape + view.ndim}, {view.strides, view.strides + view.ndim}});
+  return {tensor.ptr(), address(view), static_cast<std::int32_t>(found - layouts_.begin()), dtype, kStates};
 }
 
 void UpdateTable::watch_tensor(std::size_t i, nb::handle states, nb::handle average) {
@@ -134,18 +139,24 @@ void UpdateTable::watch_tensor(std::size_t i, nb::handle states, nb::handle aver
   const auto check = [&](const char* words, const char* why) {
     if (why) throw nb::value_error((std::string("a parameter's ") + words + " " + why).c_str());
   };
+  tensor.first_state = static_cast<std::uint32_t>(watched_states_.size());
   for (int s = 0; s < kStates && !states.is_none(); ++s) {
     const StateKey& key = state_keys()[s];
     const nb::handle stored = find(states, key.name);
     if (!stored) continue;
     if (s == kStep) {
-      check(key.words, view_param(stored, view, tensor.states[s].dtype));
-      if (num_elements(view) != 1 || tensor.states[s].dtype != Dtype::kFloat32) check(key.words, "is not one float");
+      Dtype dtype;
+      check(key.words, view_param(stored, view, dtype));
+      if (num_elements(view) != 1 || dtype != Dtype::kFloat32) check(key.words, "is not one float");
+      tensor.step_at = static_cast<float*>(address(view));
     } else {
       check(key.words, view_like(stored, param, Dtype::kFloat32, view));
       entry.base[key.role] = address(view);
     }
-    tensor.states[s] = watch(stored, view, Dtype::kFloat32);
+    watched_states_.push_back(watch(stored, view, Dtype::kFloat32));
+    watched_states_.back().state = static_cast<State>(s);
+    ++tensor.num_states;
+    tensor.has |= 1u << s;
   }
   if (average.is_none()) return;
   check("average", view_like(average, param, Dtype::kFloat32, view));
@@ -156,7 +167,9 @@ nb::tuple UpdateTable::step(nb::list param_groups, nb::dict state, const Request
   const Running running(running_);
   check_same_objects(param_groups, state);
   read_options(param_groups);
-  read_tensors(request.momentum.has_value());
+  // Counting up versions early spares going through the memory again; where the update may not come, it waits.
+  const bool bump = handles_ && !request.skip_nonfinite;
+  read_tensors(request.momentum.has_value(), bump);
   std::optional<Clip> clip;
   if (request.max_norm || request.skip_nonfinite)
     clip = Clip{request.rest_sum_squares,
@@ -166,7 +179,7 @@ nb::tuple UpdateTable::step(nb::list param_groups, nb::dict state, const Request
   if (request.momentum)
     ema = EmaScalars{static_cast<float>(1.0 - *request.momentum), static_cast<float>(*request.momentum)};
   const StepResult result = run(clip, ema);
-  publish(result, request);  // no Python code since the update: a KeyboardInterrupt cannot come in between
+  finish(result, request, bump);  // no Python code since the update: a KeyboardInterrupt cannot come in between
   return nb::make_tuple(result.grad_norm, result.clip_coef, result.skipped);
 }
 
@@ -212,177 +225,248 @@ void UpdateTable::check_same_objects(nb::list param_groups, nb::dict state) {
 
 void UpdateTable::read_options(nb::list param_groups) {
   options_.clear();
+  wanted_.clear();
   table_.scalars.clear();
   for (std::size_t g = 0; g < param_groups.size(); ++g) {
-    options_.push_back(fastrunner::read_options(algorithm_, {item(param_groups, g), g}));
+    const Options o = fastrunner::read_options(algorithm_, {item(param_groups, g), g});
+    options_.push_back(o);
     last_steps_[g] = {};
     if (algorithm_ == Algorithm::kSgd) {
       last_steps_[g].scalars = static_cast<std::int32_t>(g);
-      table_.scalars.push_back(scalars_of(algorithm_, options_[g], 0.0));
+      table_.scalars.push_back(scalars_of(algorithm_, o, 0.0));
+      wanted_.push_back(o.momentum != 0.0 ? 1u << kBuffer : 0u);
+    } else {
+      wanted_.push_back(1u << kExpAvg | 1u << kExpAvgSq | 1u << kStep | (o.amsgrad ? 1u << kMaxExpAvgSq : 0u));
     }
   }
 }
 
-void UpdateTable::read_tensors(bool averaging) {
-  grads_seen_.clear();
+unsigned UpdateTable::wanted_states(const Tensor& tensor, Dtype dtype, bool updated) const noexcept {
+  return (updated ? wanted_[tensor.group] : 0u) | (dtype == Dtype::kFloat32 ? 0u : 1u << kMaster);
+}
+
+void UpdateTable::read_tensors(bool averaging, bool bump) {
   const std::size_t count = tensors_.size();
+  if (handles_ && (count < kReadTogether || has_forked())) {
+    read_fast(0, count, averaging, bump);
+  } else if (handles_) {
+    // Reading needs neither an order nor the GIL, which this thread keeps meanwhile.
+#pragma omp parallel
+    {
+      const std::size_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+      read_fast(count * thread / num_threads, count * (thread + 1) / num_threads, averaging, bump);
+    }
+  }
+  grads_seen_.clear();
   for (std::size_t i = 0; i < count; ++i) {
-    if (handles_ && i + kAhead < count) prefetch(i + kAhead);
-    read_tensor(i, averaging);
+    if (!handles_ || tensors_[i].slow) read_slow(i, averaging);
+    settle(i);
   }
 }
 
-// The lines of torch's objects that read_tensor goes through. Where exactly a field lies does not matter here.
-void UpdateTable::prefetch(std::size_t i) const {
-  const Tensor& tensor = tensors_[i];
-  const auto ask = [&](const Watched& watched) {
-    if (!watched.object.is_valid()) return;
-    const char* impl = static_cast<const char*>(handles_->cell_of(watched.object)->impl);
-    for (int line = 0; line < 256; line += 64) __builtin_prefetch(impl + line);
-  };
-  ask(tensor.param);
-  ask(tensor.average);
-  for (const Watched& state : tensor.states) ask(state);
+void UpdateTable::read_fast(std::size_t begin, std::size_t end, bool averaging, bool bump) noexcept {
+  for (std::size_t i = begin; i < end; ++i) {
+    for (int stage = 0; stage < 5; ++stage)
+      if (i + kAhead[stage] < end) prefetch(i + kAhead[stage], stage);
+    tensors_[i].slow = !read_fast(i, averaging, bump);
+  }
 }
 
-void UpdateTable::read_tensor(std::size_t i, bool averaging) {
+// The lines that read_fast will go through. Where exactly a field lies does not matter here.
+void UpdateTable::prefetch(std::size_t i, int stage) const noexcept {
+  const Tensor& tensor = tensors_[i];
+  const auto each = [&](auto&& visit) {
+    visit(tensor.param);
+    if (tensor.average.object) visit(tensor.average);
+    for (unsigned s = 0; s < tensor.num_states; ++s) visit(watched_states_[tensor.first_state + s]);
+  };
+  const auto object = [](const void* address) {  // torch's tensors and their parts span up to four lines
+    for (int line = 0; line < 256; line += 64) __builtin_prefetch(static_cast<const char*>(address) + line);
+  };
+  const auto impl = [&](const Watched& watched) { return handles_->cell_of(watched.object)->impl; };
+  // Storage, gradient, version: whatever the first words of an implementation point to. A wrong guess does no harm.
+  const auto parts = [](const void* address) {
+    for (int word = 2; word < 7; ++word) {
+      const std::uintptr_t target = static_cast<const std::uintptr_t*>(address)[word];
+      if (target >> 32) __builtin_prefetch(reinterpret_cast<const void*>(target));
+    }
+  };
+  const bool learns = tensor.group >= 0;
+  switch (stage) {
+    case 0:
+      if (tensor.slot) __builtin_prefetch(tensor.slot);
+      each([&](const Watched& watched) { __builtin_prefetch(handles_->cell_of(watched.object)); });
+      break;
+    case 1:
+      each([&](const Watched& watched) { object(impl(watched)); });
+      break;
+    case 2:
+      each([&](const Watched& watched) { parts(impl(watched)); });
+      break;
+    case 3:
+      if (learns) object(handles_->grad_of(tensor.param.object)->impl);
+      break;
+    default:
+      if (learns) parts(handles_->grad_of(tensor.param.object)->impl);
+  }
+}
+
+// By libtorch's functions alone, and without Python. False: something is not as expected, read_slow has to see.
+bool UpdateTable::read_fast(std::size_t i, bool averaging, bool bump) noexcept {
   Tensor& tensor = tensors_[i];
   Entry& entry = table_.entries[i];
-  check_watched(i, tensor.param, nullptr);
+  const Layout& layout = layouts_[tensor.param.layout];
+  entry.base[kGrad] = entry.base[kMean] = nullptr;
+  // One element may be lazily negated, and none has no address.
+  if (layout.numel < 2 || !is_unchanged(tensor.param)) return false;
+  Cell* grad = tensor.group < 0 ? nullptr : handles_->grad_of(tensor.param.object);
+  const bool updated = grad && !handles_->is_undefined(grad);
+  const bool averaged = averaging && tensor.average.object;
+  if (updated) {
+    entry.base[kGrad] = handles_->like(grad, layout, handles_->number(tensor.param.dtype));
+    if (!entry.base[kGrad]) return false;
+  }
+  if (averaged) {
+    if (!is_unchanged(tensor.average)) return false;
+    entry.base[kMean] = tensor.average.data;
+  }
+  if (updated || averaged) {
+    const unsigned wanted = wanted_states(tensor, entry.dtype, updated);
+    if (wanted & ~tensor.has) return false;
+    if (wanted && (tensor.slot_tag == 0 || tensor.slot_tag != dict_tag(tensor.slot))) return false;
+    for (unsigned s = 0; s < tensor.num_states; ++s) {
+      const Watched& state = watched_states_[tensor.first_state + s];
+      if ((wanted >> state.state & 1u) && !is_unchanged(state)) return false;
+    }
+  }
+  if (bump && updated && !handles_->bump_version(handles_->cell_of(tensor.param.object))) return false;
+  if (bump && averaged && !handles_->bump_version(handles_->cell_of(tensor.average.object))) return false;
+  return true;
+}
+
+bool UpdateTable::is_unchanged(const Watched& watched) const noexcept {
+  return handles_->still(handles_->cell_of(watched.object), watched.data, layouts_[watched.layout],
+                         handles_->number(watched.dtype));
+}
+
+// By Python's ways. Throws StaleTable, with the reason, where the table does not fit any more.
+void UpdateTable::read_slow(std::size_t i, bool averaging) {
+  Tensor& tensor = tensors_[i];
+  Entry& entry = table_.entries[i];
+  check_watched(i, tensor.param);
   entry.base[kGrad] = tensor.group < 0 ? nullptr : read_gradient(i);
   entry.base[kMean] = nullptr;
-  if (averaging && tensor.average.object.is_valid()) {
-    check_watched(i, tensor.average, "average");
-    entry.base[kMean] = tensor.average.look.data;
+  if (averaging && tensor.average.object) {
+    check_watched(i, tensor.average);
+    entry.base[kMean] = tensor.average.data;
   }
-  if (entry.base[kGrad]) read_state(i, entry);
-  // A master is read for the average, too.
-  else if (entry.dtype != Dtype::kFloat32 && entry.base[kMean])
-    check_slot(i, kMaster);
+  if (!entry.base[kGrad] && !entry.base[kMean]) return;
+  const unsigned wanted = wanted_states(tensor, entry.dtype, entry.base[kGrad]);
+  for (int s = 0; s < kStates; ++s)
+    if (wanted & ~tensor.has & 1u << s) stale(i, std::string("needs a ") + state_keys()[s].words);
+  if (wanted) check_slot(i);
+  for (unsigned s = 0; s < tensor.num_states; ++s) {
+    const Watched& state = watched_states_[tensor.first_state + s];
+    if (wanted >> state.state & 1u) check_watched(i, state);
+  }
 }
 
-void UpdateTable::read_state(std::size_t i, Entry& entry) {
+// Throws StaleTable unless the parameter's slot holds what the table watches.
+void UpdateTable::check_slot(std::size_t i) {
   Tensor& tensor = tensors_[i];
-  const Options& o = options_[tensor.group];
-  entry.first = false;
-  if (entry.dtype != Dtype::kFloat32) check_slot(i, kMaster);
-  if (algorithm_ == Algorithm::kSgd) {
-    entry.scalars = tensor.group;
-    if (o.momentum == 0.0) return;
-    check_slot(i, kBuffer);
-    entry.first = tensor.pending;
-    return;
+  tensor.pending = false;
+  for (unsigned s = 0; s < tensor.num_states; ++s) {
+    const Watched& state = watched_states_[tensor.first_state + s];
+    const nb::handle stored = find(tensor.slot, state_keys()[state.state].name);
+    const bool missing = !stored || stored.is_none();
+    if (state.state == kBuffer && missing)
+      tensor.pending = true;
+    else if (missing || stored.ptr() != state.object)
+      stale(i, std::string("has another ") + state_keys()[state.state].words + " than before");
   }
-  check_slot(i, kExpAvg);
-  check_slot(i, kExpAvgSq);
-  check_slot(i, kStep);
-  if (o.amsgrad) check_slot(i, kMaxExpAvgSq);
-  tensor.step = *static_cast<const float*>(tensor.states[kStep].look.data) + 1.0f;
-  LastStep& last = last_steps_[tensor.group];
-  if (last.step != tensor.step) {
-    last = {tensor.step, static_cast<std::int32_t>(table_.scalars.size())};
-    table_.scalars.push_back(scalars_of(algorithm_, o, tensor.step));
-  }
-  entry.scalars = last.scalars;
+  tensor.slot_tag = tensor.pending ? 0 : dict_tag(tensor.slot);
 }
 
-void UpdateTable::check_slot(std::size_t i, State needed) {
-  Tensor& tensor = tensors_[i];
-  const Watched& watched = tensor.states[needed];
-  const char* words = state_keys()[needed].words;
-  if (!watched.object.is_valid()) stale(i, std::string("needs a ") + words);
-  if (tensor.slot_tag == 0 || tensor.slot_tag != dict_tag(tensor.slot.ptr())) {
-    tensor.pending = false;
-    for (int s = 0; s < kStates; ++s) {
-      if (!tensor.states[s].object.is_valid()) continue;
-      const nb::handle stored = find(tensor.slot, state_keys()[s].name);
-      const bool missing = !stored || stored.is_none();
-      if (s == kBuffer && missing)
-        tensor.pending = true;
-      else if (missing || !stored.is(tensor.states[s].object))
-        stale(i, std::string("has another ") + state_keys()[s].words + " than before");
-    }
-    tensor.slot_tag = dict_tag(tensor.slot.ptr());
-  }
-  check_watched(i, watched, words);
-}
-
-// Throws StaleTable unless the tensor lies where it lay, as it lay. `name`: what it is of the parameter; null: itself.
-void UpdateTable::check_watched(std::size_t i, const Watched& watched, const char* name) const {
-  if (handles_ && watched.numel != 0 && handles_->looks(handles_->cell_of(watched.object), watched.look)) return;
-  const std::string prefix = name ? std::string("has a ") + name + " that " : "";
+// Throws StaleTable unless the tensor lies where it lay, as it lay.
+void UpdateTable::check_watched(std::size_t i, const Watched& watched) const {
+  const bool is_param = watched.object == tensors_[i].param.object;
+  const char* name = watched.state == kStates ? "average" : state_keys()[watched.state].words;
+  const std::string prefix = is_param ? "" : std::string("has a ") + name + " that ";
+  const Layout& layout = layouts_[watched.layout];
   TensorView view;
   Dtype dtype;
   if (const char* why = view_param(watched.object, view, dtype)) stale(i, prefix + why);
   if (dtype != watched.dtype) stale(i, prefix + "has another dtype than before");
-  if (num_elements(view) != watched.numel) stale(i, prefix + "has another number of elements than before");
-  if (address(view) != watched.look.data) stale(i, prefix + "has moved to another address");
-  if (!watched.look.has_layout(view.ndim, view.shape, view.strides))
-    stale(i, prefix + "has another layout than before");
+  if (num_elements(view) != layout.numel) stale(i, prefix + "has another number of elements than before");
+  if (address(view) != watched.data) stale(i, prefix + "has moved to another address");
+  if (!layout.is(view.ndim, view.shape, view.strides)) stale(i, prefix + "has another layout than before");
 }
 
 // Its address; null where there is none.
 void* UpdateTable::read_gradient(std::size_t i) {
-  const Watched& param = tensors_[i].param;
-  void* found = nullptr;
-  if (handles_) {
-    Cell* grad = handles_->grad_of(param.object);
-    if (handles_->is_undefined(grad)) return nullptr;
-    if (param.numel > 1) found = handles_->like(grad, param.look);  // one element may be lazily negated
-  }
-  if (!found) {
-    const nb::object grad = fastrunner::grad_of(param.object);
-    if (grad.is_none()) return nullptr;
-    TensorView view, like;
-    Dtype dtype;
-    view_param(param.object, view, dtype);
-    if (const char* why = view_like(grad, view, dtype, like)) stale(i, std::string("has a gradient that ") + why);
-    if (param.numel == 0) return &nothing;  // wherever torch says that it lies
-    found = address(like);
-  }
-  // Scaled in two places at once it would be anything; backward passes never make such gradients, but people do.
-  if (!grads_seen_.insert(found)) stale(i, "shares its gradient with another parameter");
-  return found;
+  const nb::handle param = tensors_[i].param.object;
+  const nb::object grad = grad_of(param);
+  if (grad.is_none()) return nullptr;
+  TensorView view, like;
+  Dtype dtype;
+  view_param(param, view, dtype);
+  if (const char* why = view_like(grad, view, dtype, like)) stale(i, std::string("has a gradient that ") + why);
+  return num_elements(view) ? address(like) : &nothing;  // without elements it lies wherever torch says
 }
 
-void UpdateTable::publish(const StepResult& result, const Request& request) {
-  const bool updated = !result.skipped;
-  for (std::size_t i = 0; updated && i < tensors_.size(); ++i) {
-    Tensor& tensor = tensors_[i];
-    const Entry& entry = table_.entries[i];
-    if (!entry.base[kGrad]) continue;
-    if (algorithm_ == Algorithm::kAdam) {
-      *static_cast<float*>(tensor.states[kStep].look.data) = tensor.step;
-    } else if (entry.first) {
-      const StateKey& key = state_keys()[kBuffer];
-      if (PyDict_SetItem(tensor.slot.ptr(), key.name, tensor.states[kBuffer].object.ptr()) != 0)
-        throw nb::python_error();
-      tensor.slot_tag = 0;
+// What takes one tensor after the other.
+void UpdateTable::settle(std::size_t i) {
+  Tensor& tensor = tensors_[i];
+  Entry& entry = table_.entries[i];
+  void* grad = entry.base[kGrad];
+  if (!grad) return;
+  // Scaled in two places at once it would be anything; backward passes never make such gradients, but people do.
+  if (grad != &nothing && !grads_seen_.insert(grad)) stale(i, "shares its gradient with another parameter");
+  LastStep& last = last_steps_[tensor.group];
+  if (algorithm_ == Algorithm::kSgd) {
+    entry.first = tensor.pending && options_[tensor.group].momentum != 0.0;
+  } else {
+    tensor.step = *tensor.step_at + 1.0f;
+    if (last.step != tensor.step) {
+      last = {tensor.step, static_cast<std::int32_t>(table_.scalars.size())};
+      table_.scalars.push_back(scalars_of(algorithm_, options_[tensor.group], tensor.step));
     }
   }
-  const bool scaled = request.max_norm && request.write_back && result.clip_coef != 1.0f;
-  bump_versions(updated, updated && scaled, request.momentum.has_value());
-  if (request.zero) drop_gradients();
+  entry.scalars = last.scalars;
 }
 
-// Graphs that saved the old values then fail, as they do after torch's own step.
-void UpdateTable::bump_versions(bool updated, bool grads_written, bool averaged) {
-  nb::list left;  // what only torch can count, or complain about
+void UpdateTable::finish(const StepResult& result, const Request& request, bool bumped) {
+  const bool updated = !result.skipped;
+  const bool scaled = updated && request.max_norm && request.write_back && result.clip_coef != 1.0f;
+  nb::list left;  // tensors whose version only torch can count up
+  // Graphs that saved the old values then fail, as they do after torch's own step.
+  const auto bump = [&](Cell* cell, const nb::object& tensor) {
+    if (!(handles_ && handles_->bump_version(cell))) left.append(tensor);
+  };
+  const auto cell = [&](PyObject* tensor) { return handles_ ? handles_->cell_of(tensor) : nullptr; };
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    Tensor& tensor = tensors_[i];
     const Entry& entry = table_.entries[i];
-    const nb::handle param = tensors_[i].param.object, average = tensors_[i].average.object;
-    if (entry.base[kGrad] && updated && !(handles_ && handles_->bump_version(handles_->cell_of(param))))
-      left.append(param);
-    if (entry.base[kGrad] && grads_written && !(handles_ && handles_->bump_version(handles_->grad_of(param))))
-      left.append(grad_of(param));
-    if (entry.base[kMean] && averaged && !(handles_ && handles_->bump_version(handles_->cell_of(average))))
-      left.append(average);
+    const bool late = !bumped || tensor.slow;
+    if (entry.base[kGrad] && updated) {
+      if (algorithm_ == Algorithm::kAdam) *tensor.step_at = tensor.step;
+      if (entry.first) {
+        const Watched& buffer = watched_states_[tensor.first_state];
+        if (PyDict_SetItem(tensor.slot, state_keys()[kBuffer].name, buffer.object) != 0) throw nb::python_error();
+      }
+      if (late) bump(cell(tensor.param.object), nb::borrow(tensor.param.object));
+      if (scaled) {
+        if (handles_)
+          handles_->bump_version(handles_->grad_of(tensor.param.object));
+        else
+          left.append(grad_of(tensor.param.object));
+      }
+    }
+    if (entry.base[kMean] && late) bump(cell(tensor.average.object), nb::borrow(tensor.average.object));
   }
   if (left.size()) increment_versions(left);
-}
-
-void UpdateTable::drop_gradients() {
-  for (const Tensor& tensor : tensors_) {
+  for (std::size_t i = 0; request.zero && i < tensors_.size(); ++i) {
+    const Tensor& tensor = tensors_[i];
     if (tensor.group < 0) continue;
     if (handles_)
       handles_->assign(handles_->undefined(), handles_->grad_of(tensor.param.object));

@@ -54,51 +54,62 @@ class UpdateTable {
   void clear();
 
  private:
-  enum State { kBuffer, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kStep, kStates };
+  enum State : std::uint8_t { kBuffer, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kStep, kStates };
 
-  // A tensor that must be what it was when the table was built. `object` is borrowed from one of the lists below.
+  // A tensor that must be what it was when the table was built. Its object is borrowed from one of the lists below.
   struct Watched {
-    nanobind::handle object;
-    Look look;
-    std::int64_t numel = 0;
+    PyObject* object = nullptr;
+    void* data = nullptr;
+    std::int32_t layout = 0;  // index into layouts_
     Dtype dtype = Dtype::kFloat32;
+    State state = kStates;  // what it is of a parameter's state
   };
+  // All that a step reads of a parameter, in as few cache lines as may be.
   struct Tensor {
     Watched param, average;
-    std::array<Watched, kStates> states;
-    nanobind::handle slot;
-    std::uint64_t slot_tag = 0;  // of the slot when it was last found to hold `states`
-    int group = -1;
+    PyObject* slot = nullptr;
+    std::uint64_t slot_tag = 0;  // of the slot when it was last found to hold the watched states
+    float* step_at = nullptr;    // where its counter lies
+    float step = 0.0f;           // of this update
+    std::int32_t group = -1;
+    std::uint32_t first_state = 0;  // in watched_states_
+    std::uint8_t num_states = 0;
+    std::uint8_t has = 0;  // bits of State
     bool pending = false;  // its momentum buffer is not in the slot yet
-    float step = 0.0f;     // of this update
+    bool slow = false;     // in this step libtorch's functions did not find what was expected
   };
   struct LastStep {  // of a group: tensors in a row have mostly been updated equally often
-    double step = -1.0;
+    float step = -1.0f;
     std::int32_t scalars = 0;
   };
 
-  static Watched watch(nanobind::handle tensor, const TensorView& view, Dtype dtype);
+  Watched watch(nanobind::handle tensor, const TensorView& view, Dtype dtype);
   void watch_tensor(std::size_t i, nanobind::handle states, nanobind::handle average);
   void check_same_objects(nanobind::list param_groups, nanobind::dict state);
   void read_options(nanobind::list param_groups);
-  void read_tensors(bool averaging);
-  void read_tensor(std::size_t i, bool averaging);
-  void read_state(std::size_t i, Entry& entry);
-  void check_slot(std::size_t i, State needed);
+  void read_tensors(bool averaging, bool bump);
+  void read_fast(std::size_t begin, std::size_t end, bool averaging, bool bump) noexcept;
+  bool read_fast(std::size_t i, bool averaging, bool bump) noexcept;
+  void read_slow(std::size_t i, bool averaging);
   void* read_gradient(std::size_t i);
-  void check_watched(std::size_t i, const Watched& watched, const char* name) const;
-  void prefetch(std::size_t i) const;
+  void settle(std::size_t i);
+  void check_slot(std::size_t i);
+  void check_watched(std::size_t i, const Watched& watched) const;
+  bool is_unchanged(const Watched& watched) const noexcept;
+  unsigned wanted_states(const Tensor& tensor, Dtype dtype, bool updated) const noexcept;
+  void prefetch(std::size_t i, int stage) const noexcept;
   StepResult run(const std::optional<Clip>& clip, const std::optional<EmaScalars>& ema);
-  void publish(const StepResult& result, const Request& request);
-  void bump_versions(bool updated, bool grads_written, bool averaged);
-  void drop_gradients();
+  void finish(const StepResult& result, const Request& request, bool bumped);
   [[noreturn]] void stale(std::size_t i, const std::string& what) const;
 
   Algorithm algorithm_;
   const Handles* handles_;  // null: the public ways of torch_reader.h
   std::vector<Tensor> tensors_;
+  std::vector<Watched> watched_states_;
+  std::vector<Layout> layouts_;
   ChunkTable table_;
   std::vector<Options> options_;      // [group]
+  std::vector<unsigned> wanted_;      // [group]: bits of State
   std::vector<LastStep> last_steps_;  // [group]
   AddressSet grads_seen_;
   std::vector<Cell> pins_;  // keep the gradients alive while the GIL is free

@@ -52,7 +52,6 @@ class FusedOptimizer(Optimizer):
         ValueError: an option is out of range, or the parameters are on several devices.
     """
 
-    grad_norm: Tensor | None = None  # of the last step that took it, before clipping: float32, 0-D, on the device
     clip_grad_norm: float | None = None
     ema_decay: float | None = None
     skip_nonfinite: bool = False
@@ -61,6 +60,7 @@ class FusedOptimizer(Optimizer):
     _state_keys: ClassVar[tuple[str, ...]]  # names of state tensors of a parameter's shape
     _isa: str | None = None  # forces an instruction set; for tests
     _update: Update | None = None
+    _grad_norm: Tensor | float | None = None
     _averages: dict[Tensor, Tensor] | None = None  # of all parameters, from the first step with ema_decay on
     _own_term: EmaTerm | None = None
 
@@ -123,23 +123,22 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         if ema is None and self.ema_decay is not None:
             ema = self._term(self.ema_decay)
-        if self._update is None:
-            self._update = Update(self._algorithm)
-            self._update.isa = self._isa
-        grad_norm = self._update.step(
-            self.param_groups,
-            self.state,
-            ema=ema,
-            max_norm=limit,
-            write_back=write_back,
-            zero=zero,
-            skip_nonfinite=self.skip_nonfinite,
-        )
-        if limit is not None or self.skip_nonfinite:
-            if not isinstance(grad_norm, Tensor):  # a table on a GPU gives a tensor there
-                grad_norm = torch.scalar_tensor(grad_norm, dtype=torch.float32, device=CPU)
-            self.grad_norm = grad_norm
+        update = self._update
+        if update is None:
+            update = self._update = Update(self._algorithm)
+            update.isa = self._isa
+        skip = self.skip_nonfinite
+        grad_norm = update.step(self.param_groups, self.state, limit, write_back, ema, zero, skip)
+        if limit is not None or skip:
+            self._grad_norm = grad_norm
         return loss
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Of the last step that took it, before clipping: float32, shape (), on the device; None before the first."""
+        if isinstance(self._grad_norm, float):  # a tensor only where somebody looks: it takes as long as the norm
+            self._grad_norm = torch.scalar_tensor(self._grad_norm, dtype=torch.float32, device=CPU)
+        return self._grad_norm
 
     def clipped_step(self, max_norm: float, *, write_back: bool = True) -> Tensor:
         """``clip_grad_norm_`` over all gradients of this optimizer and ``step()``, in one pass.

@@ -62,22 +62,32 @@ class Update:
         """(group, parameter) -> why torch updates it; as found in the last step, {} before the first."""
         return {} if self.table is None else dict(self.table.rest)
 
-    def step(self, param_groups: ParamGroups, state: State, *, ema: EmaTerm | None = None, **request: Any) -> Any:
+    def step(
+        self,
+        param_groups: ParamGroups,
+        state: State,
+        max_norm: float | None = None,
+        write_back: bool = True,
+        ema: EmaTerm | None = None,
+        zero: bool = False,
+        skip_nonfinite: bool = False,
+    ) -> Any:
         """As ``ParamTable.step``, with ``ema`` the term to average with, or None.
 
         Returns:
             The norm before clipping: a number, or a 0-D tensor on a GPU.
         """
-        if ema is not None and self.table is not None and self.table.ema is not ema:
-            self.table = None
-        if self.table is not None:
+        request = (max_norm, write_back, ema is not None, zero, skip_nonfinite)
+        table = self.table
+        if table is not None and (ema is None or ema is table.ema):
             try:
-                return self.table.step(param_groups, state, average=ema is not None, **request)
+                return table.step(param_groups, state, *request)
             except StaleTable:
-                self.table = None  # parameters, gradients or state are not what they were: look at them again
+                pass  # parameters, gradients or state are not what they were: look at them again
+        self.table = None
         with torch.no_grad():
             self.table = self._make_table(param_groups, state, ema)
-        return self.table.step(param_groups, state, average=ema is not None, **request)
+        return self.table.step(param_groups, state, *request)
 
     def _make_table(self, param_groups: ParamGroups, state: State, ema: EmaTerm | None) -> Table:
         device = next((p.device.type for group in param_groups for p in group["params"]), "cpu")

@@ -24,12 +24,6 @@ LARGE = 1_000_003
 Groups = list[dict[str, Any]]
 
 
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTRUNNER_ISA", request.param)
-    return str(request.param)
-
-
 @pytest.fixture
 def flush_denormal() -> Iterator[None]:
     if not torch.set_flush_denormal(True):
@@ -114,7 +108,7 @@ def set_grads(groups: Groups, grads: Sequence[Tensor | None]) -> None:
 # The instruction set is fixed for all examples of a test, which is what the first check doubts; two cores in common use
 # are too slow for the others.
 many = hypothesis.settings(
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )

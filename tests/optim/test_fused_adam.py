@@ -22,18 +22,6 @@ KEYS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 PAIRS = {"adam": (FusedAdam, torch.optim.Adam), "adamw": (FusedAdamW, torch.optim.AdamW)}
 
 
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTRUNNER_ISA", request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def nearest_roots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's square root on the CPU is MKL's, one ulp off for every fifth value; numpy's is the nearest float."""
-    monkeypatch.setattr(Tensor, "sqrt", lambda x: torch.from_numpy(np.sqrt(x.numpy())))
-
-
 def parameter(values: Tensor, offset: int = 0) -> nn.Parameter:
     """A parameter with these values, ``offset`` floats behind the start of its memory: not aligned."""
     memory = torch.empty(values.numel() + offset)

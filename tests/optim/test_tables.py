@@ -13,27 +13,33 @@ import torch
 from torch import Tensor, nn
 
 from fastrunner import _core
-from fastrunner.optim import FusedSGD
+from fastrunner.optim import EmaTerm, FusedAdam, FusedAdamW, FusedSGD
 from fastrunner.optim.algorithms import Sgd
 from fastrunner.optim.tables import ParamTable, Table
 
 SIZE = 100
 
 
-def table_of(optimizer: FusedSGD) -> Table:
+def table_of(optimizer: FusedSGD | FusedAdam) -> Table:
     assert optimizer._update is not None
     assert optimizer._update.table is not None
     return optimizer._update.table
 
 
+OPTIONS: dict[str, dict[str, object]] = {"sgd": dict(lr=0.1, momentum=0.9), "adam": dict(lr=0.1, weight_decay=0.1)}
+FUSED: dict[str, type[FusedSGD] | type[FusedAdam]] = {"sgd": FusedSGD, "adam": FusedAdam}
+TORCH: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+KEYS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
+
+
 class Pair:
     """Ours and torch's optimizer on equal parameters; what is done to one is done to the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self.ours = [nn.Parameter(torch.linspace(-1, 1, SIZE)) for _ in range(3)]
         self.theirs = [nn.Parameter(torch.linspace(-1, 1, SIZE)) for _ in range(3)]
-        self.fused = FusedSGD(self.ours, lr=0.1, momentum=0.9)
-        self.torch = torch.optim.SGD(self.theirs, lr=0.1, momentum=0.9, foreach=False)
+        self.fused = FUSED[kind](self.ours, **OPTIONS[kind])  # type: ignore[arg-type]
+        self.torch = TORCH[kind](self.theirs, foreach=False, **OPTIONS[kind])  # type: ignore[call-arg]
         self.step()
 
     def both(self) -> list[tuple[list[nn.Parameter], torch.optim.Optimizer]]:
@@ -42,10 +48,15 @@ class Pair:
     def step(self) -> None:
         for params, optimizer in self.both():
             for p in params:
-                p.grad = torch.ones_like(p)
+                p.grad = torch.linspace(0, 1, p.numel()).view(p.shape).to(p.dtype)
+                p.grad = torch.empty_like(p).copy_(p.grad)
             optimizer.step()
         for p, q in zip(self.ours, self.theirs, strict=True):
             assert torch.equal(p, q)
+
+
+def keys_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    return KEYS["sgd" if "momentum" in optimizer.defaults else "adam"]
 
 
 def replace_data(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -64,12 +75,15 @@ def shrink_in_place(params: list[nn.Parameter], optimizer: torch.optim.Optimizer
 
 def to_float64(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     params[1].data = params[1].data.double()
+    if "exp_avg" in keys_of(optimizer):  # of float32, which torch's Adam does not mix
+        del optimizer.state[params[1]]
 
 
 def transpose(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """The same address and the same number of elements, in another order."""
     params[1].data = params[1].data.view(4, 25).t()
-    optimizer.state[params[1]]["momentum_buffer"] = torch.linspace(0, 1, SIZE).view(25, 4)
+    for key in keys_of(optimizer):
+        optimizer.state[params[1]][key] = torch.linspace(0, 1, SIZE).view(25, 4)
 
 
 def share(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -85,19 +99,47 @@ def new_state(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> N
 
 
 def new_slot(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    optimizer.state[params[1]] = {"momentum_buffer": torch.ones(SIZE)}
+    optimizer.state[params[1]] = {key: torch.ones(SIZE) for key in keys_of(optimizer)}
+    if "exp_avg" in keys_of(optimizer):
+        optimizer.state[params[1]]["step"] = torch.tensor(7.0)
 
 
 def delete_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    del optimizer.state[params[1]]["momentum_buffer"]
+    if "momentum_buffer" in optimizer.state[params[1]]:  # torch's Adam would stumble over it
+        del optimizer.state[params[1]]["momentum_buffer"]
 
 
 def replace_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    optimizer.state[params[1]]["momentum_buffer"] = torch.ones(SIZE)
+    optimizer.state[params[1]][keys_of(optimizer)[-1]] = torch.ones(SIZE)
 
 
 def move_buffer(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    optimizer.state[params[1]]["momentum_buffer"].data = torch.ones(SIZE)
+    optimizer.state[params[1]][keys_of(optimizer)[0]].data = torch.ones(SIZE)
+
+
+def replace_step(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state[params[1]]["step"] = torch.tensor(7.0)
+
+
+def move_step(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    if "step" in optimizer.state[params[1]]:
+        optimizer.state[params[1]]["step"].data = torch.tensor(7.0)
+
+
+def resize_storage(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """The tensor stays, its memory goes and comes back elsewhere."""
+    values = params[1].detach().clone()
+    params[1].untyped_storage().resize_(0)
+    blocker = torch.ones(SIZE)
+    params[1].untyped_storage().resize_(4 * SIZE)
+    params[1].data.copy_(values)
+    assert bool(blocker.all())
+
+
+def swap(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """The same Python object, another tensor inside: what Module.to does with swap_module_params_on_conversion."""
+    params[1].grad = None
+    torch.utils.swap_tensors(params[1], nn.Parameter(torch.full((SIZE,), 3.0)))
 
 
 def replace_parameter(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -117,15 +159,17 @@ def drop_group(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> 
     "change",
     [
         *(replace_data, grow, shrink_in_place, to_float64, transpose, share),
-        *(clear_state, new_state, new_slot, delete_buffer, replace_buffer, move_buffer),
+        *(clear_state, new_state, new_slot, delete_buffer, replace_buffer, move_buffer, replace_step, move_step),
+        *(resize_storage, swap),
         *(replace_parameter, drop_parameter, drop_group),
     ],
     ids=lambda f: f.__name__,
 )
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_a_change_behind_its_back_is_followed(
-    change: Callable[[list[nn.Parameter], torch.optim.Optimizer], None],
+    kind: str, reader: str, nearest_roots: None, change: Callable[[list[nn.Parameter], torch.optim.Optimizer], None]
 ) -> None:
-    pair = Pair()
+    pair = Pair(kind)
     pair.step()
     for params, optimizer in pair.both():
         change(params, optimizer)
@@ -199,7 +243,7 @@ STALE: dict[str, tuple[Callable[[nn.Parameter, FusedSGD], object], str]] = {
 
 
 @pytest.mark.parametrize("case", STALE)
-def test_a_stale_table_says_what_changed_and_writes_nothing(case: str) -> None:
+def test_a_stale_table_says_what_changed_and_writes_nothing(case: str, reader: str) -> None:
     change, message = STALE[case]
     params = [nn.Parameter(torch.ones(SIZE)) for _ in range(2)]
     for p in params:
@@ -216,8 +260,9 @@ def test_a_stale_table_says_what_changed_and_writes_nothing(case: str) -> None:
     assert torch.equal(params[0].grad, torch.ones(SIZE))
 
 
-def test_new_gradients_do_not_rebuild_the_table() -> None:
-    pair = Pair()
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_new_gradients_do_not_rebuild_the_table(kind: str, reader: str, nearest_roots: None) -> None:
+    pair = Pair(kind)
     table = table_of(pair.fused)
     for _ in range(3):
         pair.step()
@@ -238,9 +283,72 @@ def test_first_gradient_later_than_the_others() -> None:
     assert params[1].tolist() == [-1.0] * 3
 
 
-def test_gradients_are_not_kept_alive() -> None:
-    param = nn.Parameter(torch.ones(SIZE))
-    param.grad = torch.ones(SIZE)
+def test_an_average_that_moves_is_followed(reader: str) -> None:
+    params = [nn.Parameter(torch.zeros(SIZE)) for _ in range(2)]
+    averages = [torch.zeros(SIZE) for _ in range(2)]
+    optimizer, term = FusedAdamW(params, lr=0.0, weight_decay=0.0), EmaTerm(params, averages, 0.5)
+    for moved in (False, True, False):
+        if moved:
+            old = averages[1].data
+            averages[1].data = torch.ones(SIZE)
+        for p in params:
+            p.grad = torch.ones(SIZE)
+        optimizer.step(ema=term)
+    assert torch.equal(averages[1], torch.full((SIZE,), 0.25))
+    assert torch.equal(old, torch.zeros(SIZE))
+
+
+def odd_gradients() -> dict[str, Callable[[nn.Parameter], None]]:
+    def assign(make: Callable[[], Tensor]) -> Callable[[nn.Parameter], None]:
+        def change(p: nn.Parameter) -> None:
+            p.grad = make()
+
+        return change
+
+    def other_dtype(p: nn.Parameter) -> None:
+        p.grad = torch.ones(10, 10)
+        p.grad.data = torch.ones(10, 10, dtype=torch.float64)
+
+    def other_shape(p: nn.Parameter) -> None:
+        p.grad = torch.ones(10, 10)
+        p.grad.data = torch.ones(5, 5)
+
+    return {
+        "transposed": assign(lambda: torch.ones(10, 10).t()),
+        "strided": assign(lambda: torch.ones(20, 10)[::2]),
+        "expanded": assign(lambda: torch.ones(1).expand(10, 10)),
+        "other dtype": other_dtype,
+        "other shape": other_shape,
+    }
+
+
+@pytest.mark.parametrize("case", odd_gradients())
+def test_an_odd_gradient_is_as_torch_does_or_an_error(case: str, reader: str) -> None:
+    """Nothing is written to memory that is not the parameter's own."""
+    ours, theirs = ([nn.Parameter(torch.ones(10, 10)) for _ in range(2)] for _ in range(2))
+    fused, reference = FusedSGD(ours, lr=0.5), torch.optim.SGD(theirs, lr=0.5, foreach=False)
+    for _ in range(2):
+        for p in (*ours, *theirs):
+            p.grad = torch.ones(10, 10)
+        fused.step()
+        reference.step()
+    results = []
+    for params, optimizer in ((ours, fused), (theirs, reference)):
+        odd_gradients()[case](params[1])
+        try:
+            optimizer.step()
+            results.append(None)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            results.append(type(error))
+    assert (results[0] is None) == (results[1] is None)
+    if results[0] is None:
+        assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("size", [SIZE, 3_000_000])  # a long step holds on to them while it lets go of the GIL
+def test_gradients_are_not_kept_alive(size: int, reader: str) -> None:
+    param = nn.Parameter(torch.ones(size))
+    param.grad = torch.ones(size)
     grad = weakref.ref(param.grad)
     optimizer = FusedSGD([param], lr=0.1, momentum=0.9)
     optimizer.clipped_step(0.1)
