@@ -77,17 +77,23 @@ class Update:
         Returns:
             The norm before clipping: a number, or a 0-D tensor on a GPU.
         """
-        request = (max_norm, write_back, ema is not None, zero, skip_nonfinite)
+        request: dict[str, Any] = {
+            "max_norm": max_norm,
+            "write_back": write_back,
+            "average": ema is not None,
+            "zero": zero,
+            "skip_nonfinite": skip_nonfinite,
+        }
         table = self.table
         if table is not None and (ema is None or ema is table.ema):
             try:
-                return table.step(param_groups, state, *request)
+                return table.step(param_groups, state, **request)
             except StaleTable:
                 pass  # parameters, gradients or state are not what they were: look at them again
         self.table = None
         with torch.no_grad():
             self.table = self._make_table(param_groups, state, ema)
-        return self.table.step(param_groups, state, *request)
+        return self.table.step(param_groups, state, **request)
 
     def _make_table(self, param_groups: ParamGroups, state: State, ema: EmaTerm | None) -> Table:
         device = next((p.device.type for group in param_groups for p in group["params"]), "cpu")
