@@ -116,8 +116,10 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
             out = memory[name][: len(ids)]
             if name == self.key and self.fused is not None:
                 self.fused(array, ids, key_of(seed, epoch), out)
-            else:
+            elif array.flags.c_contiguous:
                 np.take(array, ids, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
+            else:
+                out[:] = array[ids]  # take would make all of the array contiguous first
             batch[name] = torch.from_numpy(out)
         return batch
 

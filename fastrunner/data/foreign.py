@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import rng
+from .sampled_loader import SampledLoader
 
 _logger = logging.getLogger("fastrunner")
 
@@ -38,10 +39,7 @@ class ForeignLoader:
 
     Attributes:
         epoch, position: where the last ``start`` or ``load_state_dict`` was; batches are counted by who takes them.
-        prefetch_over_epoch_end: has no effect: starting an iterator early would draw random numbers early.
     """
-
-    prefetch_over_epoch_end = False
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -54,6 +52,16 @@ class ForeignLoader:
 
     def __iter__(self) -> Iterator[Any]:
         return self.start(self.epoch, self.position)
+
+    @property
+    def prefetch_over_epoch_end(self) -> bool:
+        """Passed on to a source that knows it. Others are never started early: that would draw random numbers early."""
+        return bool(getattr(self.source, "prefetch_over_epoch_end", False))
+
+    @prefetch_over_epoch_end.setter
+    def prefetch_over_epoch_end(self, allowed: bool) -> None:
+        if hasattr(self.source, "prefetch_over_epoch_end"):
+            self.source.prefetch_over_epoch_end = allowed
 
     def seek(self, epoch: int, position: int = 0) -> None:
         self.epoch, self.position = epoch, position
@@ -69,6 +77,8 @@ class ForeignLoader:
             ValueError: the source ends before ``position``.
         """
         self.seek(epoch, position)
+        if isinstance(self.source, SampledLoader):
+            self.source.epoch = epoch
         if callable(getattr(self.source, "seek", None)):
             self.source.seek(epoch, position)
             return iter(self.source)
@@ -104,7 +114,10 @@ class ForeignLoader:
         if self._begin is not None and self._begin[0] == epoch:
             _set_order_state(self.source, self._begin[1])
         later = _Later(self.source.batch_sampler, epoch, position)
-        batches = iter(_with_batch_sampler(self.source, later))
+        if isinstance(self.source, SampledLoader):
+            batches = self.source.over(later)
+        else:
+            batches = iter(_with_batch_sampler(self.source, later))
         later.skip()  # worker processes have asked for indices already, and with them for this
         return batches
 

@@ -362,7 +362,9 @@ def build_dataloader(
     """The fastest loader for ``dataset``: its own (``make_loader``), or a torch DataLoader that can seek.
 
     Args:
-        dataset: a map-style data set, or a dict that DATASETS builds one from.
+        dataset: a map-style data set, or a dict that DATASETS builds one from. For an IterableDataset, and with a
+            ``sampler`` or ``batch_sampler`` of your own, you get a DataLoader in that order: see
+            :class:`~fastrunner.data.sampled_loader.SampledLoader`; ``shuffle`` has no effect.
         samples_per_gpu: batch_size of each GPU; without ``dist`` a batch has ``num_gpus`` times as many.
         workers_per_gpu: worker processes or threads for each GPU.
         dist: give each rank its share; None: where a process group is up.
@@ -370,7 +372,7 @@ def build_dataloader(
         **kwargs: for the loader: see :class:`~fastrunner.data.torch_loader.TorchLoader`. Its ``collate_fn`` is
             :func:`~fastrunner.data.container.collate` by default: torch's, which knows DataContainers.
     Returns:
-        An :class:`EpochLoader` with ``dataset`` and ``batch_size``.
+        An :class:`EpochLoader` with ``dataset`` and ``batch_size``, or a SampledLoader.
     Raises:
         TypeError, ValueError: counts that are not ints, or not positive; an empty data set.
     """
@@ -390,12 +392,14 @@ def build_dataloader(
         num_gpus = 1  # one process a GPU
     make_loader = getattr(dataset, "make_loader", None)
     if make_loader is None:
+        from .sampled_loader import make_sampled_loader, needs_own_sampler
         from .torch_loader import TorchLoader
 
         kwargs.setdefault("collate_fn", functools.partial(collate, samples_per_gpu=samples_per_gpu))
 
         def make_loader(**options: Any) -> Any:
-            return TorchLoader(dataset, **options)
+            make: Any = make_sampled_loader if needs_own_sampler(dataset, kwargs) else TorchLoader
+            return make(dataset, **options)
 
     return make_loader(
         batch_size=num_gpus * samples_per_gpu,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .keyed import Key, Keyed, seed_worker
 from .loader import EpochLoader
 from .order import BatchOrder, EpochSampler
-from .rng import generators_kept, sample_seed, seed_sample
-
-Key = tuple[int, int]  # (epoch, sample id)
+from .rng import generators_kept, sample_seed
 
 
 class TorchLoader(EpochLoader, DataLoader[Any]):
@@ -83,7 +80,7 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
         if self._made is not None and not self.persistent_workers:
             self._end_workers()
         if self._engine is None:
-            dataset = _Keyed(self.dataset, self.seed if self.seed_samples else None)
+            dataset = Keyed(self.dataset, self.seed if self.seed_samples else None)
             self._engine = DataLoader(dataset, batch_sampler=self._keys, **self._options)
         self._keys.places = self._places(epoch, position)
         if isinstance(self.generator, torch.Generator):
@@ -104,14 +101,18 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
     def _from_workers(made: Iterator[Any]) -> Any:
         try:
             return next(made)
-        except (EOFError, OSError) as error:  # the data set's own, or a dying worker was about to hand over a batch
+        except (EOFError, OSError, StopIteration) as error:
+            # The data set's own error; or a worker died while it handed over a batch. Where torch noticed that inside
+            # somebody's destructor, which swallows errors, it ends the epoch: but we ask for no more than it has.
             workers = {worker.sentinel: worker for worker in getattr(made, "_workers", ())}
-            if "in DataLoader worker process" in str(error) or not wait(list(workers), timeout=2):
+            if "in DataLoader worker process" in str(error):
                 raise
-            dead = next(worker for worker in workers.values() if not worker.is_alive())
+            if not wait(list(workers), timeout=2) and not isinstance(error, StopIteration):
+                raise
+            codes = [worker.exitcode for worker in workers.values() if not worker.is_alive()]
             raise RuntimeError(
-                f"a worker process of the loader died (exit code {dead.exitcode}): it was killed, perhaps for want of "
-                "memory, or a library in it crashed; workers_per_gpu=0 shows the error in this process"
+                f"a worker process of the loader died (exit codes {codes}): it was killed, perhaps for want of memory, "
+                "or a library in it crashed; workers_per_gpu=0 shows the error in this process"
             ) from error
 
     def _stop(self) -> None:
@@ -141,35 +142,3 @@ class _Keys:
         places, self.places = self.places, iter(())
         for epoch, position in places:
             yield [(epoch, index) for index in self._order.ids(epoch, position).tolist()]
-
-
-class _Keyed(Dataset[Any]):
-    """The user's data set by (epoch, sample id), seeded for each. Other attributes are the data set's."""
-
-    def __init__(self, dataset: Dataset[Any], seed: int | None) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __getitems__(self, keys: list[Key]) -> Any:
-        together = getattr(self.dataset, "__getitems__", None)
-        if together is None:
-            return [self._one(epoch, index) for epoch, index in keys]
-        if self.seed is not None:
-            seed_sample(self.seed, *keys[0])  # a data set that makes a batch in one call is seeded once
-        return together([index for _, index in keys])
-
-    def _one(self, epoch: int, index: int) -> Any:
-        if self.seed is not None:
-            seed_sample(self.seed, epoch, index)
-        return self.dataset[index]
-
-    def __getattr__(self, name: str) -> Any:  # e.g. torch.utils.data.get_worker_info().dataset.files
-        if name.startswith("__") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
-def seed_worker(worker_id: int) -> None:
-    """Give numpy and random in a worker the seed that torch has given it."""
-    seed = torch.initial_seed() % 2**32
-    np.random.seed(seed)
-    random.seed(seed)

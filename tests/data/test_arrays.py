@@ -306,6 +306,14 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert compiled[1] == 0
 
 
+def test_arrays_that_are_not_contiguous():
+    strided, shared = IMAGES[:, ::2, :, 1], np.broadcast_to(LABELS[:1], (N,))
+    (batch,) = build_dataloader(ArrayDataset(dict(a=strided, b=shared)), N, 0, seed=1)
+    order = next(iter(build_dataloader(ArrayDataset(dict(i=np.arange(N))), N, 0, seed=1)))["i"].numpy()
+    assert np.array_equal(batch["a"].numpy(), strided[order])
+    assert batch["b"].tolist() == [LABELS[0]] * N
+
+
 def test_kept_batches_are_kept():
     dataset = ArrayDataset(dict(i=LABELS, j=LABELS))
     loader = build_dataloader(dataset, 2, 2, seed=4)

@@ -141,6 +141,11 @@ def test_a_source_that_can_seek_does_it_itself():
 
     source = Seeks([1, 2, 3])
     loader = as_loader(source)
+    loader.prefetch_over_epoch_end = True  # it does not know
+    assert not hasattr(source, "prefetch_over_epoch_end")
+    source.prefetch_over_epoch_end = False
+    loader.prefetch_over_epoch_end = True
+    assert source.prefetch_over_epoch_end
     loader.start(2, 1)
     assert source.place == (2, 1)
     assert loader.state_dict() == {"epoch": 2, "position": 1, "seed": 3}
