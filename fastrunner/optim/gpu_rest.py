@@ -14,6 +14,8 @@ from torch.optim.sgd import sgd
 
 from . import functional
 from .algorithms import SGD_OPTIONS
+from .masters import followed, needs_master
+from .memory import home
 from .names import ParamGroups, State
 
 Options = dict[str, Any]  # one of optimizer.param_groups
@@ -52,6 +54,7 @@ def update_rest(
     state: State,
     *,
     is_sgd: bool,
+    masters: bool,
     clip_coef: Tensor | None,
     found_inf: Tensor | None,
     write_back: bool,
@@ -60,6 +63,7 @@ def update_rest(
 
     Args:
         rest: parameters with gradients.
+        masters: those of 16 bits are updated through float32 masters.
         clip_coef: 0-D on the device; None: gradients are taken as they are.
         found_inf: 0-D on the device; where it is not 0, only gradients written back change. None: not looked at.
         write_back: scale the gradients themselves.
@@ -68,17 +72,22 @@ def update_rest(
     """
     clipped: dict[int, Tensor] = {}  # a gradient that several parameters share is clipped once
     for live in rest:
-        if clip_coef is not None and id(live.grad) not in clipped:
+        if clip_coef is not None and home(live.grad) not in clipped:
             coef = clip_coef.to(live.grad.dtype)
-            clipped[id(live.grad)] = live.grad.mul_(coef) if write_back else live.grad * coef
+            clipped[home(live.grad)] = live.grad.mul_(coef) if write_back else live.grad * coef
     for live in rest:
-        grad, group, slot = clipped.get(id(live.grad), live.grad), param_groups[live.group], state[live.param]
+        grad, group = clipped.get(home(live.grad), live.grad), param_groups[live.group]
+        half = masters and needs_master(live.param)
+        slot = {} if is_sgd and group["momentum"] == 0 and not half else state[live.param]
         if grad.layout != torch.strided:
             _sparse_sgd(live.name, live.param, grad, group, slot, is_sgd)
             continue
+        param = followed(live.param, slot) if half else live.param
         update = _sgd if is_sgd else _adam
-        for old, new in update(live.param, grad, group, slot):
+        for old, new in update(param, grad.to(param.dtype), group, slot):
             old.copy_(new if found_inf is None else torch.where(found_inf != 0, old, new))
+        if param is not live.param:
+            live.param.copy_(param)
 
 
 Pairs = list[tuple[Tensor, Tensor]]  # what is stored, and what shall be

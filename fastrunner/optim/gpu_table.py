@@ -301,6 +301,7 @@ class GpuTable:
                     param_groups,
                     state,
                     is_sgd=not self._rule.has_step,
+                    masters=self._masters,
                     clip_coef=scalars[CLIP_COEF] if clip else None,
                     found_inf=scalars[FOUND_INF] if skip_nonfinite else None,
                     write_back=write_back,

@@ -89,6 +89,7 @@ class Both:
 
     def assert_same(self, *, tolerance: float = 1e-6) -> None:
         """Parameters and state. Both round in float32, in another order: a few 2**-24 a step at values of order 1."""
+        assert len(self.fused.state) == len(self.torch.state)
         for p, q in zip(self.ours, self.theirs, strict=True):
             torch.testing.assert_close(p.detach(), q.detach(), rtol=tolerance, atol=tolerance)
             ours, theirs = self.fused.state.get(p, {}), self.torch.state.get(q, {})
@@ -364,6 +365,32 @@ def test_the_rest_goes_to_torchs_operations(ours: Make, theirs: Make, options: d
         "shares memory with another parameter",
         "is complex64",
     ]
+
+
+@pytest.mark.parametrize("make", [FusedSGD, FusedAdamW])
+def test_masters_of_16_bit_parameters_that_the_kernels_do_not_take(make: Make) -> None:
+    """The same as one that they do take."""
+    dense, gaps = torch.ones(300, dtype=torch.bfloat16), torch.ones(300, 2, dtype=torch.bfloat16)[:, 0]
+    params = [nn.Parameter(dense), nn.Parameter(gaps)]
+    optimizer = make(params, lr=2.0**-10)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert optimizer.rest == {(0, 1): "has gaps in memory"}
+    ours, theirs = (optimizer.state[p]["master"] for p in params)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    assert ours[0].item() < 1.0
+
+
+def test_a_gradient_that_two_views_share_is_scaled_once() -> None:
+    params = [nn.Parameter(torch.zeros(300)) for _ in range(2)]
+    optimizer = FusedSGD(params, lr=1.0)
+    shared = torch.full((300,), 2.0)
+    for p in params:
+        p.grad = shared.view(300)
+    optimizer.step(max_norm=1.0)
+    torch.testing.assert_close(shared, torch.full((300,), 2.0 / math.sqrt(600 * 4)))
 
 
 def test_sparse_gradients() -> None:
