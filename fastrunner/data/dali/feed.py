@@ -108,6 +108,9 @@ class Feed:
 
 
 def feed_all(pipe: Any, rows: dict[str, Any]) -> None:
-    """Feed all inputs of a pipeline: 15 to 30 us each."""
+    """Feed all inputs of a pipeline: 10 to 25 us each."""
+    from nvidia.dali.tensors import TensorListCPU
+
     for name, values in rows.items():
-        pipe.feed_input(name, values)
+        # DALI would make the same of an array, after 5 us of looking what it is
+        pipe.feed_input(name, TensorListCPU(values) if isinstance(values, np.ndarray) else values)
