@@ -62,7 +62,8 @@ class Producer:
         self._pid = os.getpid()
         self._pipe: Any = build()
         self._work = threading.Lock()
-        self._wake = threading.Event()
+        self._asleep = threading.Lock()  # a flag: the thread waits for it to be released; cheaper than an Event
+        self._asleep.acquire()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
@@ -95,7 +96,7 @@ class Producer:
             self._busy, self._given_ns = True, 0
             self._thread = threading.Thread(target=self._run, name="fastrunner-dali", daemon=True)
             self._thread.start()
-        self._wake.set()
+        self._wake()
 
     def take(self, last_epoch: int) -> dict[str, Any]:
         """The next batch, waiting for it where it is not ready.
@@ -120,7 +121,7 @@ class Producer:
         stats.batches += 1
         self._wanted = self._feed.after(batch.epoch, batch.position)
         if self._busy:
-            self._wake.set()
+            self._wake()
         self._given_ns = perf_counter_ns()
         return batch.made
 
@@ -153,11 +154,14 @@ class Producer:
                     self._error = error  # of a batch to come, not of this one
         return batch
 
+    def _wake(self) -> None:
+        if self._asleep.locked():  # only the training thread calls this, so that nobody else releases it in between
+            self._asleep.release()
+
     def _run(self) -> None:
         """The thread."""
         while not self._stopping:
-            self._wake.wait()
-            self._wake.clear()
+            self._asleep.acquire()
             while self._busy and not self._stopping:
                 with self._work:
                     if not (self._running or self._may_feed()):
@@ -237,7 +241,7 @@ class Producer:
         if self._pid != os.getpid():
             return  # the thread is the parent's
         self._stopping = True
-        self._wake.set()
+        self._wake()
         if self._thread is not None:
             self._thread.join()
         self._thread, self._wanted, self._error, self._stopping = None, None, None, False
