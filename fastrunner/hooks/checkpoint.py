@@ -10,7 +10,7 @@ from ..dist import allreduce_params
 from ..registry import HOOKS
 from ..spelling import check_keys, parameters, takes_any
 from .folders import check_local, numbered, run_folder
-from .hook import NEVER, Hook
+from .hook import NEVER, Hook, warn_of_no_epochs
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -60,6 +60,7 @@ class CheckpointHook(Hook):
         self._saved_iter = -1  # counted iterations of the newest checkpoint
 
     def before_run(self, runner: BaseRunner) -> None:
+        warn_of_no_epochs(self, runner, "it will save nothing")
         if not takes_any(runner.save_checkpoint):  # at the first save it would be late: hours may have passed
             check_keys(self.args, [*parameters(runner.save_checkpoint), *parameters(type(self))], type(self).__name__)
         self.out_dir = run_folder(runner, self._given_out_dir)

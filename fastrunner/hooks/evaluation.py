@@ -20,7 +20,7 @@ from ..engine import multi_gpu_test, single_gpu_test
 from .best import COMPARE, WORST, find_rule, keys_of, plain_score, remove_file
 from .ema import averaged_weights
 from .folders import check_local, run_folder
-from .hook import NEVER, Hook
+from .hook import NEVER, Hook, warn_of_no_epochs
 from .logger.base import LoggerHook
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class EvalHook(Hook):
                 f"the loader's data set has no evaluate(results, logger, ...); give {type(self).__name__} one: "
                 "evaluate=lambda results: dict(acc=...)"
             )
+        warn_of_no_epochs(self, runner, "it will evaluate nothing")
         self.out_dir = run_folder(runner, self._given_out_dir)
         if self.out_dir != runner.work_dir:
             runner.logger.info(f"The best checkpoint will be saved to {self.out_dir}.")

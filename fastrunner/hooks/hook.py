@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,6 +114,18 @@ class Hook:
     def get_triggered_stages(self) -> list[str]:
         """The stages that the hook's class overrides, themselves or through the generic method, in stage order."""
         return [stage for stage in Hook.stages if overrides(type(self), stage)]
+
+
+def warn_of_no_epochs(
+    hook: Any, runner: BaseRunner, consequence: str, acts: str = "acts at the ends of epochs"
+) -> None:
+    """Warn where a hook with ``by_epoch`` waits for epochs and the run is counted in iterations: none will come."""
+    if hook.by_epoch and runner.max_epochs is None:
+        warnings.warn(
+            f"{type(hook).__name__} has by_epoch=True and {acts}, but this run is counted in iterations: "
+            f"{consequence}. Say by_epoch=False.",
+            stacklevel=3,
+        )
 
 
 def overrides(owner: Any, stage: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..optim.schedule import WARMUPS
-from .hook import NEVER, Hook
+from .hook import NEVER, Hook, warn_of_no_epochs
 from .policy_checks import check_numbers
 
 if TYPE_CHECKING:
@@ -69,12 +68,7 @@ class PolicyHook(Hook):
     def before_run(self, runner: BaseRunner) -> None:
         """Raises RuntimeError without an optimizer; warns of a policy that no epoch will ever call."""
         self._check_optimizer(runner)
-        if self.by_epoch and runner.max_epochs is None:
-            warnings.warn(
-                f"{type(self).__name__} has by_epoch=True and acts when an epoch starts, but this run is counted in "
-                f"iterations: the {self.what} will not change. Say by_epoch=False.",
-                stacklevel=2,
-            )
+        warn_of_no_epochs(self, runner, f"the {self.what} will not change", "acts when an epoch starts")
 
     def _check_optimizer(self, runner: BaseRunner) -> None:
         if runner.optimizer is None:

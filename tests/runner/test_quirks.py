@@ -23,6 +23,7 @@ from fastrunner import (
     ClosureHook,
     DistSamplerSeedHook,
     EpochBasedRunner,
+    EvalHook,
     Fp16OptimizerHook,
     FusedSGD,
     Hook,
@@ -204,3 +205,18 @@ def test_best_scores_of_numpy_can_be_read_back():
     again = make(EpochBasedRunner)
     again.resume("out/latest.pth")
     assert again.meta["hook_msgs"] == dict(best_score=0.5, seen=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("hook", "says"),
+    [
+        (CheckpointHook(interval=1), "CheckpointHook has by_epoch=True .* it will save nothing. Say by_epoch=False"),
+        (EvalHook([0], evaluate=len), "EvalHook has by_epoch=True .* it will evaluate nothing. Say by_epoch=False"),
+    ],
+)
+def test_hooks_that_wait_for_epochs_which_never_come_say_so(hook, says):
+    """In mmcv they do nothing, silently; by_epoch=True is the default."""
+    runner = make(IterBasedRunner)
+    runner.register_hook(hook)
+    with pytest.warns(UserWarning, match=says):
+        runner.run([batches(3)], [("train", 1)])

@@ -32,7 +32,8 @@ class LoggerHook(Hook, metaclass=ABCMeta):
         self.ignore_last = ignore_last
         self.reset_flag = reset_flag
         self.by_epoch = by_epoch
-        self._averaged_at = -1  # iteration; EvalHook asks loggers to log training's values before it evaluates
+
+    _averaged_at = -1  # iteration; EvalHook asks loggers to log training's values before it evaluates
 
     @abstractmethod
     def log(self, runner: BaseRunner) -> Any:
