@@ -9,11 +9,18 @@ READY := .venv/.ready
 CSRC := $(shell find csrc)
 CPP := $(filter %.h %.cpp,$(CSRC))
 
-.PHONY: bench test test-slow test-cuda perf core asan lint format clean
+.PHONY: bench peers test test-slow test-cuda perf core asan lint format clean
 .DELETE_ON_ERROR:
 
 bench: $(READY)  ## train a real model on real data, and say where the time went
 	$(BIN)/python -m fastrunner.bench $(BENCH_ARGS)
+
+# mmcv's setup.py needs an old setuptools, and torchvision has no build for this torch: the bench stands in for it.
+peers:  ## the runners that the bench compares with, in an environment of their own
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q torch==2.13.0 'setuptools<70' wheel
+	MMCV_WITH_OPS=0 .venv-peers/bin/python -m pip install -q --no-build-isolation mmcv==1.7.2
+	.venv-peers/bin/python -m pip install -q torch==2.13.0 -r benchmarks/peers.txt
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
@@ -63,7 +70,7 @@ format: $(READY)
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf .venv build dist *.egg-info fastrunner/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info fastrunner/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch first and by version, so that nothing pulls another build of it.
 $(INSTALLED): pyproject.toml setup.py

@@ -2,6 +2,7 @@
 
 python -m fastrunner.bench --runner iter
 python -m fastrunner.bench --runner epoch --data digits --results-file out.json
+python -m fastrunner.bench --runner iter --against raw,mmcv,mmengine,ignite,accelerate,lightning --workload mlp
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from . import contest_main
 from .report import render
 from .run import OptionError, Options, run
 from .training import RUNNERS
@@ -47,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--explain", action="store_true", help="print the plan: what was lowered, what reads the host")
     add("--no-tax", action="store_true", help="do not measure the runner tax")
     add("--results-file", metavar="OUT.JSON", help="write everything, with every sample")
+    contest_main.add_arguments(parser)
     return parser
 
 
@@ -84,13 +88,18 @@ def make_options(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Opti
     results = Path(args.results_file) if args.results_file else None
     if results is not None and not results.absolute().parent.is_dir():
         parser.error(f"--results-file {results}: its folder does not exist")
-    named = {name: value for name, value in vars(args).items() if name not in ("loader", "no_tax", "results_file")}
+    taken = {field.name for field in fields(Options)} - {"loader", "tax"}
+    named = {name: value for name, value in vars(args).items() if name in taken}
     return Options(loader=loader, tax=not args.no_tax, **named), results
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
-    options, results = make_options(parser, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options, results = make_options(parser, argv)
+    args = parser.parse_args(argv)
+    if args.against is not None:
+        return contest_main.main(args, parser)
     progress = Console(stderr=True)
     try:
         if progress.is_terminal:

@@ -168,6 +168,21 @@ def split(
     On a GPU the clocks before and after the step wait for the device; otherwise its time would fall on the next part.
     """
     runner = make_runner(plan, model, build_optimizer(model, OPTIMIZER), work_dir, logger)
+    stamps = register_clocks(runner, synchronize)
+    source = StampedSource(loader)
+    runner.run([source], [("train", 1)])
+    # the last iteration has no end: nothing is asked for after it
+    parts = split_parts(source, stamps, range(num_warm_iter, plan.num_iters - 1))
+    return {
+        "timed_iters": len(parts["data"]),
+        "mean_ns": {part: sum(samples) / len(samples) for part, samples in parts.items()},
+        "mean_ready": sum(source.ready) / len(source.ready) if source.ready else None,
+        "samples_ns": parts,
+    }
+
+
+def register_clocks(runner: Any, synchronize: Callable[[], None] | None) -> dict[str, list[int]]:
+    """Clocks between the groups of hooks; the lists that they fill, one entry an iteration."""
     stamps: dict[str, list[int]] = {}
     for name, stage, priority, wait in (
         ("start", "before_train_iter", "HIGHEST", False),
@@ -178,23 +193,20 @@ def split(
     ):
         stamps[name] = []
         runner.register_hook(_clock(stage, stamps[name], synchronize if wait else None), priority)
-    source = StampedSource(loader)
-    runner.run([source], [("train", 1)])
+    return stamps
 
+
+def split_parts(source: StampedSource, stamps: dict[str, list[int]], iterations: range) -> dict[str, list[float]]:
+    """Nanoseconds of each part of these iterations, from the stamps of the source and of ``register_clocks``."""
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
-    for i in range(num_warm_iter, plan.num_iters - 1):  # the last iteration has no end: nothing is asked for after it
+    for i in iterations:
         parts["data"].append(source.given_ns[i] - source.asked_ns[i])
         parts["step"].append(stamps["updated"][i] - stamps["forward"][i])
         parts["hooks"].append(stamps["forward"][i] - stamps["start"][i] + stamps["hooked"][i] - stamps["updated"][i])
         parts["logging"].append(stamps["logged"][i] - stamps["hooked"][i])
         whole = source.asked_ns[i + 1] - source.asked_ns[i]
         parts["rest"].append(whole - sum(parts[part][-1] for part in PARTS if part != "rest"))
-    return {
-        "timed_iters": len(parts["data"]),
-        "mean_ns": {part: sum(samples) / len(samples) for part, samples in parts.items()},
-        "mean_ready": sum(source.ready) / len(source.ready) if source.ready else None,
-        "samples_ns": parts,
-    }
+    return parts
 
 
 def _clock(stage: str, stamps: list[int], synchronize: Callable[[], None] | None) -> ClosureHook:
