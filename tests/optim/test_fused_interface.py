@@ -434,18 +434,19 @@ def test_no_dynamo_is_imported_up_to_a_checkpoint() -> None:
     """torch.optim's constructors, zero_grad, state_dict and load_state_dict import dynamo and inductor: two seconds."""
     code = """
 import sys, torch
-from fastrunner.optim import FusedSGD
-net = torch.nn.Linear(3, 2)
-optimizer = FusedSGD(net.parameters(), lr=0.1, momentum=0.9, clip_grad_norm=1.0)
-optimizer.zero_grad()
-net(torch.ones(1, 3)).sum().backward()
-optimizer.step()
-optimizer.clipped_step(0.1)
-optimizer.load_state_dict(optimizer.state_dict())
-optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1, dtype=torch.float64))]})
-optimizer.param_groups[1]["params"][0].grad = torch.ones(1, dtype=torch.float64)
-optimizer.step()
-assert optimizer.rest, "the float64 parameter should have gone through torch's functional SGD"
+from fastrunner.optim import FusedAdam, FusedAdamW, FusedSGD
+for kind in (FusedSGD, FusedAdam, FusedAdamW):
+    net = torch.nn.Linear(3, 2)
+    optimizer = kind(net.parameters(), lr=0.1, clip_grad_norm=1.0, ema_decay=0.9)
+    optimizer.zero_grad()
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.clipped_step(0.1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1, dtype=torch.float64))]})
+    optimizer.param_groups[1]["params"][0].grad = torch.ones(1, dtype=torch.float64)
+    optimizer.step()
+    assert optimizer.rest, "the float64 parameter should have gone through torch's functional optimizer"
 print([name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor"))])
 """
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
