@@ -32,10 +32,13 @@ class DuePoints:
         acting = [hook for hook in hooks if acts(hook, "before_train_iter") or acts(hook, "after_train_iter")]
         self.alone = own_loop and all(is_ours(hook) or says_when(hook) for hook in acting)
         # What users leave behind (an lr, an interval, a buffer that is ready) concerns some hooks at any time.
-        self._timed: list[Any] = [
-            hook for hook in acting if hook not in lowered and says_when(hook) and (self.alone or not hook.due_if_alone)
-        ]
-        self.always = [hook for hook in acting if hook not in lowered and hook not in self._timed]
+        gone = set(map(id, lowered))  # by identity: a user's hook may compare as it likes
+        self._timed: list[Any] = []
+        self.always: list[Hook] = []
+        for hook in acting:
+            if id(hook) not in gone:
+                timed = says_when(hook) and (self.alone or not hook.due_if_alone)
+                (self._timed if timed else self.always).append(hook)
         named = {} if previous is None else previous._due
         self._due: dict[int, int] = {id(hook): named[id(hook)] for hook in self._timed if id(hook) in named}
 
@@ -65,7 +68,8 @@ class DuePoints:
         if not all(map(is_ours, called)):
             self.somebody_acted()
         # Loggers follow whoever made the buffer ready, so where one is called all are.
-        return [hook for hook in self._timed if hook in called or hook.due_if_alone], now + 1
+        ids = set(map(id, called))
+        return [hook for hook in self._timed if id(hook) in ids or hook.due_if_alone], now + 1
 
 
 def _ask(hook: Any, runner: BaseRunner) -> int:
