@@ -70,10 +70,15 @@ class OptimizerHook(Hook):
         """Whether clipping is folded: decided again where optimizer, model, groups or arguments are others."""
         if not is_fused(optimizer):  # a mock's groups have no length
             return False
-        now = (id(optimizer), id(model), len(optimizer.param_groups), dict(self.grad_clip or {}))
+        now = (id(optimizer), id(model), *self.fold_basis(optimizer))
         if self._fold[:-1] != now:
             self._fold = (*now, self.refuse_fold(model, optimizer) is None)
         return bool(self._fold[-1])
+
+    def fold_basis(self, optimizer: Any) -> tuple[Any, ...]:
+        """What a user's code may change in the middle of a run, and a decision about folding rests on."""
+        clip = None if self.grad_clip is None else dict(self.grad_clip)
+        return clip, len(optimizer.param_groups), watches_step(optimizer)
 
     def refuse_fold(self, model: nn.Module, optimizer: Any) -> str | None:
         """Why clipping cannot be folded into the optimizer's own pass with the same result; None if it can.

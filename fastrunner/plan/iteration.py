@@ -73,13 +73,10 @@ class Terms:
         return [*self.policies, *(h for h in (self.timer, self.optimizer_hook, self.ema) if h is not None)]
 
 
-def make_iteration(
-    plan: RunPlan, runner: BaseRunner, terms: Terms, places: Places, *, write_back: bool = True, started: bool = False
-) -> Call:
+def make_iteration(plan: RunPlan, runner: BaseRunner, terms: Terms, places: Places, *, started: bool = False) -> Call:
     """The function that runs one iteration of ``runner.data_batch``.
 
     Args:
-        write_back: leave clipped gradients in ``.grad``: somebody may look.
         started: the stage before the iteration is over; go on with train_step.
     """
     model, optimizer, timer = runner.stepping_model, runner.optimizer, terms.timer
@@ -87,8 +84,8 @@ def make_iteration(
     by_model, waits, calls_after = runner.batch_processor is None, not started, bool(between or after or last)
     update, update_call = None, None
     if terms.optimizer_hook is not None:
-        update = make_update(terms.optimizer_hook, runner.step.updater, terms.folds_clip, terms.ema, write_back)
-        update_call = terms.optimizer_hook.after_train_iter
+        update = make_update(terms.optimizer_hook, runner.step.updater, terms.folds_clip, terms.ema)
+        update_call = plan.call_of(terms.optimizer_hook, "after_train_iter")
 
     def iteration(runner: BaseRunner) -> None:
         call, buffer = None, runner.log_buffer
@@ -161,14 +158,14 @@ def make_iteration(
 
 
 def make_update(
-    hook: OptimizerHook, optimizer: Any, folds_clip: bool, ema: EMAHook | None, write_back: bool
+    hook: OptimizerHook, optimizer: Any, folds_clip: bool, ema: EMAHook | None
 ) -> Callable[[BaseRunner], None]:
     """What OptimizerHook does, and EMAHook where it follows directly."""
-    clip = None if hook.grad_clip is None else dict(hook.grad_clip)
-    num_groups, fused = len(optimizer.param_groups), is_fused(optimizer)
+    basis, fused = hook.fold_basis(optimizer), is_fused(optimizer)
+    clip = basis[0]
 
     def update(runner: BaseRunner) -> None:
-        if hook.grad_clip != clip or len(optimizer.param_groups) != num_groups:  # not what this was made for
+        if hook.fold_basis(optimizer) != basis:  # not what this was made for
             hook.after_train_iter(runner)
             if ema is not None:
                 ema.after_train_iter(runner)
@@ -182,7 +179,7 @@ def make_update(
             raise
         average = None if ema is None else ema.average_at(runner._iter)
         if clip is not None and folds_clip:
-            optimizer.step(max_norm=clip["max_norm"], write_back=write_back, ema=average)
+            optimizer.step(max_norm=clip["max_norm"], ema=average)
             runner.log_buffer.append((outputs["num_samples"], {"grad_norm": optimizer.grad_norm}))
             return
         if clip is not None:

@@ -61,6 +61,7 @@ class RunPlan(HookPlan):
         self.next_due = self.next_write = 0
         self._rewrite = True  # somebody may have written to the lr
         self._users_acted = False  # in the iteration before: they may have written to the lr
+        self._basis = self._fold_basis(runner)
         self._made: dict[tuple[int, ...], Call] = {}
         self.graph = runner.step.graph(*self.terms.for_graph(runner)) if self.terms.fits_graph(runner) else None
         self._doubt()
@@ -82,6 +83,8 @@ class RunPlan(HookPlan):
 
     def _at(self, runner: BaseRunner) -> Call:
         if self._users_acted:
+            if self._basis != self._fold_basis(runner):
+                return runner.renew_plan().at(runner)
             self.next_write, self._rewrite, self._users_acted = 0, True, False
         called, at = self._due.called(runner)
         now, end = runner._iter, NEVER if runner._max_iters is None else runner._max_iters
@@ -101,6 +104,10 @@ class RunPlan(HookPlan):
         if key not in self._made:
             self._made[key] = self._iteration(runner, called)
         return self._made[key]
+
+    def _fold_basis(self, runner: BaseRunner) -> object:
+        hook = self.terms.optimizer_hook
+        return None if hook is None else hook.fold_basis(runner.step.updater)
 
     def fire(self, calls: Calls, runner: BaseRunner) -> None:
         """Run the calls of one stage, after what was logged before has been written."""

@@ -264,6 +264,41 @@ class WritesLr(OnlyAt):
         runner.optimizer.param_groups[0]["lr"] = 0.01
 
 
+class ChangesWhatFoldingRestsOn(OnlyAt):
+    """In the middle of a run: other arguments for clipping, a group more, a step hook, a wrapped step."""
+
+    at = (4,)
+
+    def __init__(self, what, seen):
+        self.what, self.seen = what, seen
+
+    def after(self, runner):
+        hook = next(hook for hook in runner.hooks if isinstance(hook, OptimizerHook))
+        if self.what == "max_norm":
+            hook.grad_clip["max_norm"] = 0.05
+        elif self.what == "norm_type":
+            hook.grad_clip = dict(max_norm=0.3, norm_type=1)
+        elif self.what == "no clipping":
+            hook.grad_clip = None
+        elif self.what == "a group":
+            runner.optimizer.add_param_group(dict(params=[nn.Parameter(torch.ones(2))], lr=0.1))
+        elif self.what == "a step hook":
+            runner.optimizer.register_step_pre_hook(self.look)
+        else:
+            step = runner.optimizer.step
+            runner.optimizer.step = lambda *args, **kwargs: (self.look(runner.optimizer), step(*args, **kwargs))[1]
+
+    def look(self, optimizer, *_):
+        self.seen.append([p.grad.tolist() for p in optimizer.param_groups[0]["params"]])
+
+
+class Bystander(Hook):
+    """A user's hook that is called at every iteration."""
+
+    def after_train_iter(self, runner):
+        pass
+
+
 # Rule 6: a plan that is stale is made again.
 
 
@@ -413,6 +448,16 @@ HOLDS = {
         f"6 {what} at {stage}": Scenario(hooks=lambda seen, what=what, stage=stage: [(Replaces(what, stage), "HIGH")])
         for what in ("hooks", "remove")
         for stage in ("before_train_iter", "after_train_iter")
+    },
+    **{
+        f"5 {what}, beside {'a hook that is always called' if always else 'nobody'}": Scenario(
+            hooks=lambda seen, what=what, always=always: [
+                (ChangesWhatFoldingRestsOn(what, seen), "NORMAL"),
+                *([(Bystander(), "NORMAL")] if always else []),
+            ]
+        )
+        for what in ("max_norm", "norm_type", "no clipping", "a group", "a step hook", "a wrapped step")
+        for always in (False, True)
     },
     "an average": Scenario(hooks=lambda seen: [(EMAHook(), "NORMAL")]),
     "torch's optimizer": Scenario(
