@@ -50,7 +50,7 @@ class Watch(Hook):
         self.trace, self.stop_at = trace, stop_at
 
     def before_train_iter(self, runner: Any) -> None:
-        seen = self.trace.iters[runner.iter] = {"batch": digest(runner.data_batch), "RNG": digest(rng.capture())}
+        seen = self.trace.iters[runner.iter] = {"batch": digest(runner.data_batch), "RNG": digest(generators())}
         ids = sample_ids(runner)
         if ids is not None:
             seen["sample ids"] = digest(ids)
@@ -85,6 +85,12 @@ def sample_ids(runner: Any) -> Any:
     if not isinstance(loader, EpochLoader) or loader.position == 0:
         return None
     return loader.order.ids(loader.epoch, loader.position - 1)
+
+
+def generators() -> Any:
+    """The states of all random generators."""
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return rng.capture(), gpu
 
 
 def optimizer_state(runner: Any) -> Any:

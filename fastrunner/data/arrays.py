@@ -85,8 +85,7 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
         ]
         self.fused: Fused | None = None
         if self.operations:
-            images = self.arrays[self.key]
-            self.fused = fuse(self.operations, images.shape[1:], images.dtype, layout)
+            self.fused = fuse(self.operations, self.arrays[self.key], layout)
         vars(self).update(attributes)
 
     def __len__(self) -> int:

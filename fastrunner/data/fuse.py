@@ -70,17 +70,16 @@ class Fused:
         self.kernel(source, ids, key[0], self.constants, self.table, out)
 
 
-def fuse(operations: Sequence[Operation], shape: Sequence[int], dtype: Any, layout: str) -> Fused:
-    """Compile ``operations`` for images of ``shape``, which lie as ``layout`` (``"HWC"`` or ``"CHW"``) says.
+def fuse(operations: Sequence[Operation], images: NDArray[Any], layout: str) -> Fused:
+    """Compile ``operations`` for ``images``, (N, ...), each of which lies as ``layout`` (``"HWC"`` or ``"CHW"``) says.
 
     Raises:
         ImportError: numba is not installed.
         ValueError: an operation cannot take what the one before gives, or numba cannot compile it.
     """
     numba = _import_numba()
-    plan = _Plan(operations, shape, np.dtype(dtype), layout)
+    plan = _Plan(operations, images.shape[1:], images.dtype, layout)
     module = _load(plan, numba)
-    source = np.zeros((1, *shape), dtype=dtype)
     out_shape = plan.out_shape()
     constants = tuple(operation.constants() for operation in plan.operations) or ((0,),)
     table = np.zeros((plan.channels, 256), dtype=plan.table_dtype)
@@ -88,7 +87,8 @@ def fuse(operations: Sequence[Operation], shape: Sequence[int], dtype: Any, layo
     try:
         if plan.tabled:
             module.fill_table(constants, table)
-        fused(source, np.zeros(1, np.int64), np.zeros(1, np.uint64), np.empty((1, *out_shape), plan.out_dtype))
+        # On the images themselves: mapped ones are read-only, which is another type to numba.
+        fused(images, np.zeros(1, np.int64), np.zeros(1, np.uint64), np.empty((1, *out_shape), plan.out_dtype))
     except numba.core.errors.NumbaError as error:
         names = ", ".join(type(operation).__name__ for operation in operations)
         raise ValueError(f"numba cannot compile the operations {names}: {error}") from error

@@ -97,6 +97,9 @@ class EpochLoader(ABC):
         last = position + 1 == self.order.num_batches(epoch)
         self._ahead = (epoch + 1, 0) if last else (epoch, position + 1)
 
+    def _epoch_over(self) -> None:  # noqa: B027  # for backends that keep something they need within an epoch only
+        """The epoch's last batch is used."""
+
     def _stop(self) -> None:  # noqa: B027  # most backends have something to end, not all
         pass
 
@@ -159,6 +162,7 @@ class EpochLoader(ABC):
                         "called after it; two loops over the same data need a loader each"
                     )
                 if self.position >= count:
+                    self._epoch_over()
                     return
                 batch = self._next()
                 self.position += 1

@@ -69,11 +69,11 @@ class _Slot:
 
     __slots__ = ("batch", "error", "event", "filled", "free", "memory")
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, event: Any) -> None:
         self.memory = memory
         self.batch: Any = None
         self.error: BaseException | None = None
-        self.event: Any = None
+        self.event = event  # after which the memory may be written
         self.free, self.filled = threading.Lock(), threading.Lock()
         self.filled.acquire()
 
@@ -124,10 +124,10 @@ class Ring:
     def start(self, jobs: Iterable[Any]) -> None:
         """Work on ``jobs`` from now on; what was made ahead of others is dropped."""
         old = self._end()
-        memories = [slot.memory for slot in old if not slot.in_use()]
-        while len(memories) < self.num_slots:
-            memories.append(self._make_memory())
-        run = self._run = _Run(jobs, [_Slot(memory) for memory in memories])
+        slots = [_Slot(slot.memory, slot.event) for slot in old if not slot.in_use()]
+        while len(slots) < self.num_slots:
+            slots.append(_Slot(self._make_memory(), None))
+        run = self._run = _Run(jobs, slots)
         for number in range(self.num_threads):
             name = f"fastrunner-ring-{number}"
             thread = threading.Thread(target=_work, args=(run, self._fill), name=name, daemon=True)
@@ -171,9 +171,7 @@ class Ring:
 
     def _free(self, run: _Run) -> None:
         """Give back the slots that nobody holds any more, in order."""
-        if self.pinned and run.held:
-            run.held[-1].event = event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+        self._mark(run)
         while run.held:
             slot = run.held[0]
             if slot.in_use():
@@ -182,6 +180,12 @@ class Ring:
                 slot.memory, slot.event = self._make_memory(), None  # its holder keeps the old
             run.held.popleft()
             slot.free.release()
+
+    def _mark(self, run: _Run) -> None:
+        """The batch in use is done with when the current stream has come here."""
+        if self.pinned and run.held:
+            run.held[-1].event = event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
 
     def __del__(self) -> None:
         self._signal_end()  # without waiting: the collector may run in any thread
@@ -203,6 +207,7 @@ class Ring:
         run = self._signal_end()
         if run is None:
             return []
+        self._mark(run)
         for thread in run.threads:
             thread.join()
         for slot in run.slots:

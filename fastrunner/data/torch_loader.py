@@ -77,8 +77,7 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
     def _start(self, epoch: int, position: int) -> None:
         if self._made is not None and self._goes_on(epoch, position):
             return
-        if self._made is not None and not self.persistent_workers:
-            self._end_workers()
+        self._end_workers()
         if self._engine is None:
             dataset = Keyed(self.dataset, self.seed if self.seed_samples else None)
             self._engine = DataLoader(dataset, batch_sampler=self._keys, **self._options)
@@ -96,6 +95,10 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
             batch = self._from_workers(self._made)
         self._advance()
         return batch
+
+    def _epoch_over(self) -> None:
+        if self._ahead is None or not self._goes_on(*self._ahead):  # as in torch, idle workers hold no memory
+            self._end_workers()
 
     @staticmethod
     def _from_workers(made: Iterator[Any]) -> Any:
@@ -116,11 +119,13 @@ class TorchLoader(EpochLoader, DataLoader[Any]):
             ) from error
 
     def _stop(self) -> None:
-        self._end_workers()
+        self._end_workers(stopping=True)
         self._engine = None
 
-    def _end_workers(self) -> None:
+    def _end_workers(self, stopping: bool = False) -> None:
         """Now, not when the iterator is collected: the traceback of an error keeps it, and so do cycles."""
+        if self.persistent_workers and not stopping:
+            return
         made, self._made = self._made, None
         shutdown = getattr(made, "_shutdown_workers", None)  # torch's own; there is no public way
         if shutdown is not None:

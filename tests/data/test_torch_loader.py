@@ -109,6 +109,19 @@ def test_without_leave_every_epoch_has_workers_that_see_the_data_as_it_is():
     assert len({batch["pid"][0].item() for _ in range(2) for batch in stays}) == 1
 
 
+def test_idle_workers_do_not_outlive_their_epoch():
+    loader = build_dataloader(Noisy(), 5, 2, seed=7)
+    batches = list(loader)  # e.g. an evaluation's
+    assert multiprocessing.active_children() == []
+    assert len(batches) == 2
+    endless = IterLoader(build_dataloader(Noisy(), 5, 1, seed=7))
+    endless.prefetch_over_epoch_end = True
+    for _ in range(3):
+        next(endless)
+    assert len(multiprocessing.active_children()) == 1
+    endless.close()
+
+
 def test_workers_are_gone_after_close_and_when_the_next_batch_brings_new_ones():
     loader = build_dataloader(Noisy(), 2, 2, seed=7, persistent_workers=True)
     batches = iter(loader)
@@ -127,6 +140,18 @@ class Explodes(Noisy):
         if i == 5:
             raise ValueError(f"sample {i} is broken")
         return super().__getitem__(i)
+
+
+class Ragged(Noisy):
+    def __getitem__(self, i):
+        return torch.zeros(2 + (i == 5))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_different_shapes_are_an_error_in_the_main_thread(workers):
+    with pytest.raises(RuntimeError, match="equal size"):
+        list(build_dataloader(Ragged(), 2, workers, shuffle=False))
+    assert multiprocessing.active_children() == []
 
 
 class Dies(Noisy):
