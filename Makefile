@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BENCH_ARGS ?= --runner iter
 PYTEST_ARGS ?=
+PERF_ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -32,7 +33,7 @@ test-cuda: $(READY)
 	$(BIN)/python -m pytest -q -m cuda $(PYTEST_ARGS)
 
 perf: $(READY)  ## the benchmark suite: each file answers one question and holds one bar
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || failed=1; done; exit $${failed:-0}
+	$(BIN)/python -m pytest -q -s benchmarks $(PERF_ARGS)
 
 core: $(INSTALLED)  ## compile what has changed in csrc, in place
 	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING \

@@ -2,13 +2,13 @@
 
 python -m fastrunner.bench --runner iter
 python -m fastrunner.bench --runner epoch --data digits --results-file out.json
+python -m fastrunner.bench compare before.json after.json
 python -m fastrunner.bench --runner iter --against raw,mmcv,mmengine,ignite,accelerate,lightning --workload mlp
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import contest_main
+from . import compare, contest_main
 from .report import render
 from .run import OptionError, Options, run
 from .training import RUNNERS
@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--explain", action="store_true", help="print the plan: what was lowered, what reads the host")
     add("--no-tax", action="store_true", help="do not measure the runner tax")
     add("--results-file", metavar="OUT.JSON", help="write everything, with every sample")
+    add("--report", metavar="OUT.HTML", help="write charts, as one file that needs no network")
+    add("--trace", metavar="OUT.JSON", help="write the iterations as a trace for https://ui.perfetto.dev")
     contest_main.add_arguments(parser)
     return parser
 
@@ -86,8 +88,10 @@ def make_options(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Opti
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         parser.error(f"--device {args.device}: torch {torch.__version__} sees no such GPU here; use --device cpu")
     results = Path(args.results_file) if args.results_file else None
-    if results is not None and not results.absolute().parent.is_dir():
-        parser.error(f"--results-file {results}: its folder does not exist")
+    for flag in ("results_file", "report", "trace"):
+        name = getattr(args, flag)
+        if name is not None and not Path(name).absolute().parent.is_dir():
+            parser.error(f"--{flag.replace('_', '-')} {name}: its folder does not exist")
     taken = {field.name for field in fields(Options)} - {"loader", "tax"}
     named = {name: value for name, value in vars(args).items() if name in taken}
     return Options(loader=loader, tax=not args.no_tax, **named), results
@@ -96,7 +100,9 @@ def make_options(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Opti
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     argv = sys.argv[1:] if argv is None else argv
-    options, results = make_options(parser, argv)
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
+    options, _ = make_options(parser, argv)
     args = parser.parse_args(argv)
     if args.against is not None:
         return contest_main.main(args, parser)
@@ -115,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     render(result, Console())
     if result["training"]["plan"]:
         print(f"\n{result['training']['plan']}")
-    if results is not None:
-        results.write_text(json.dumps(result) + "\n")
-    return 0
+    return contest_main.write(result, args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import machine, statistics
+from . import limits, machine, statistics
 from .runners import GET, OWN, load, split_name
 from .workloads.named import Workload, find
 
@@ -161,7 +161,9 @@ def contest(options: ContestOptions, say: Callable[[str], None]) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="fastrunner-bench-") as folder:
         bench = _Contest(options, cases, workload, Path(folder), say)
         bench.run(watch)
+        say("what this machine can do at most")
         result |= {"num_parameters": bench.num_parameters, "batch_size": workload.batch_size, **bench.summary()}
+        result["limits"] = bench.limits(result)
     result["machine"]["during"] = watch.summary()
     return result
 
@@ -301,6 +303,22 @@ class _Contest:
         self.account = self._try(
             full, processes, lambda process: process.ask("account", num_iters=num_iters, log_interval=interval)
         )
+
+    def limits(self, result: dict[str, Any]) -> dict[str, Any] | None:
+        """What the machine can do and an iteration needs; each case's share of that, fastrunner's bottleneck."""
+        if result["base"] is None:
+            return None
+        device = torch.device(self.options.device)
+        machine_limits = limits.measure_limits(device, self.options.threads)
+        torch.manual_seed(self.options.seed)
+        batch = self.workload.make_batches(1, self.options.seed)[0]
+        need = limits.needs(self.workload.make_model(), batch, self.workload.optimizer)
+        for case in result["cases"].values():
+            if "median_ns" in case:
+                case["limit_share"] = sum(limits.limit_s(machine_limits, need).values()) / (case["median_ns"] / 1e9)
+        parts = {part: sum(ns) / max(1, len(ns)) for part, ns in (self.account or {"parts": {}})["parts"].items()}
+        seconds = result["cases"][result["base"]]["median_ns"] / 1e9
+        return {"machine": machine_limits, "need": need, **limits.diagnose(machine_limits, need, seconds, parts)}
 
     def summary(self) -> dict[str, Any]:
         whole = {name: self.samples[name] for name in self.alive() if self.samples[name]}

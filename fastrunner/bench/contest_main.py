@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from .account import trace
 from .contest import ContestOptions, contest
 from .contest_report import render
+from .page import account_of, page
 from .workloads.named import NAMED, WorkloadError
 
 DEFAULT = "digits-cnn"
@@ -73,13 +75,23 @@ def missing(result: dict[str, Any]) -> int:
 
 
 def write(result: dict[str, Any], args: argparse.Namespace) -> int:
-    """The files that were asked for; 1 if one cannot be written."""
-    texts: list[tuple[str | None, Callable[[], str]]] = [(args.results_file, lambda: json.dumps(result) + "\n")]
+    """The files that were asked for; 1 if one cannot be written, or has nothing to hold."""
+    account = account_of(result)
+    texts: list[tuple[str | None, Callable[[], str]]] = [
+        (args.results_file, lambda: json.dumps(result) + "\n"),
+        (args.report, lambda: page(result)),
+    ]
+    code = 0
+    if account is not None:
+        texts.append((args.trace, lambda: json.dumps(trace(account)) + "\n"))
+    elif args.trace is not None:
+        print("python -m fastrunner.bench: no trace: fastrunner itself could not be measured", file=sys.stderr)
+        code = 1
     for name, text in texts:
         if name is not None:
             try:
                 Path(name).write_text(text())
             except OSError as error:
                 print(f"python -m fastrunner.bench: cannot write {name}: {error}", file=sys.stderr)
-                return 1
-    return 0
+                code = 1
+    return code

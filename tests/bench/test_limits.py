@@ -1,0 +1,65 @@
+"""Limits and needs against formulas; the bottleneck of made-up iterations. No time is asserted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastrunner import supervised
+from fastrunner.bench.limits import CHOICES, diagnose, empty_loop, limit_s, measure_limits, needs
+
+MACHINE = {"stream_bytes_per_s": 1e10, "flops_per_s": {"float32": 1e11, "bfloat16": 3e11}, "empty_loop_s": 1e-8}
+
+
+def test_needs_of_a_linear_layer():
+    """Forward 2 N I O; backward the weights' gradient, and none for the inputs: 4 N I O. SGD with momentum: the norm
+    reads g, then p, g and the momentum are read, p and the momentum written: 6 x 4 bytes."""
+    model = supervised(nn.Linear(5, 7), nn.MSELoss())
+    batch = dict(img=torch.rand(3, 5), gt_label=torch.rand(3, 7))
+    found = needs(model, batch, dict(type="SGD", lr=0.1, momentum=0.9))
+    assert found["flops"] == 4 * 3 * 5 * 7
+    assert found["update_bytes"] == 24 * (5 * 7 + 7)
+    assert needs(model, batch, dict(type="FusedAdamW", lr=0.1))["update_bytes"] == 32 * (5 * 7 + 7)
+    assert needs(model, batch, dict(type="SGD", lr=0.1))["update_bytes"] == 16 * (5 * 7 + 7)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_needs_of_a_frozen_model():
+    model = supervised(nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2)), nn.MSELoss())
+    found = needs(model, dict(img=torch.rand(3, 4), gt_label=torch.rand(3, 2)), dict(type="SGD", lr=0.1))
+    assert found["num_parameters"] == 4 * 2 + 2
+
+
+def test_measured_limits_are_there():
+    threads = torch.get_num_threads()
+    found = measure_limits(torch.device("cpu"), threads=1)
+    assert found["stream_bytes_per_s"] > 0
+    assert all(rate > 0 for rate in found["flops_per_s"].values())
+    assert empty_loop(1000) > 0
+    assert torch.get_num_threads() == threads
+
+
+def test_limit():
+    need = {"flops": 2e8, "update_bytes": 1e7}
+    assert limit_s(MACHINE, need) == {"arithmetic": 2e-3, "memory": 1e-3, "loop": 1e-8}
+
+
+@pytest.mark.parametrize(
+    ("need", "iter_s", "parts", "bottleneck"),
+    [
+        ({"flops": 2e8, "update_bytes": 1e6}, 3e-3, None, "arithmetic"),
+        ({"flops": 1e7, "update_bytes": 2e7}, 3e-3, None, "memory"),
+        ({"flops": 1e5, "update_bytes": 1e3}, 1e-3, None, "overhead"),
+        ({"flops": 1e8, "update_bytes": 1e6}, 9e-3, {"data": 6e6, "hooks": 1e3}, "data"),
+        ({"flops": 1e7, "update_bytes": 1e6}, 5e-3, {"hooks": 2e6, "logging": 1e6, "data": 0}, "hooks"),
+    ],
+)
+def test_bottleneck(need, iter_s, parts, bottleneck):
+    found = diagnose(MACHINE, need, iter_s, parts)
+    assert found["bottleneck"] == bottleneck
+    assert found["advice"] == CHOICES[bottleneck]
+    assert sum(found["spent_s"].values()) == pytest.approx(iter_s, rel=1e-9)
+    assert found["share"] == pytest.approx(sum(limit_s(MACHINE, need).values()) / iter_s)
+    assert f"bottleneck: {bottleneck}" in found["sentences"][2]
+    assert found["mfu"] == pytest.approx(need["flops"] / MACHINE["flops_per_s"]["float32"] / iter_s)
