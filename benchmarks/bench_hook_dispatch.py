@@ -59,9 +59,10 @@ def dispatch(rounds: int) -> dict[str, list[float]]:
     def empty() -> None:
         pass
 
-    def idle() -> None:
-        for call in nobody:
-            call(None)
+    def idle() -> None:  # as the iteration does it
+        if nobody:
+            for call in nobody:
+                call(None)
 
     def bare() -> None:
         method(None)

@@ -9,6 +9,7 @@ that does nothing, where the tax is all there is.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -157,7 +158,11 @@ def _compare(
     def timed(loop: Callable[[Window], None]) -> Callable[[], float]:
         def sample() -> float:
             window = Window(batches, num_iters, synchronize, lead)
-            loop(window)
+            gc.disable()  # whether one of its sweeps (some 20 us) falls into a short window is chance
+            try:
+                loop(window)
+            finally:
+                gc.enable()
             return window.ns_per_iter
 
         return sample

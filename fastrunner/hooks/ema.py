@@ -132,7 +132,7 @@ class EMAHook(Hook):
             return None
         # warm_up=0 would divide by zero at iteration 0, where the bound is anyway above any momentum.
         bound = (1 + cur_iter) / (self.warm_up + cur_iter) if self.warm_up + cur_iter else 1.0
-        self._term.momentum = min(self.momentum, bound)
+        self._term.momentum = self.momentum if self.momentum < bound else bound
         return self._term
 
     def before_train_epoch(self, runner: BaseRunner) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .history import History, check_dict, check_single, last_means
@@ -22,6 +22,7 @@ STRETCH = 1024  # rows between two looks at the size of the histories
 
 # (count, vars), or of a whole iteration (count, log_vars, data_time, time) and, where it clips, grad_norm
 Row = tuple[Any, ...]
+_VARS = itemgetter(1)
 Names = tuple[str, ...]
 
 
@@ -132,6 +133,8 @@ class LogBuffer:
 
     def _settle(self) -> None:
         """Move the values of all rows to the histories of their keys."""
+        if not self._rows:
+            return
         rows = self._rows[:]
         self._settled += len(rows)
         self._rows.clear()  # the list itself stays: ``append`` is bound to it
@@ -143,18 +146,21 @@ class LogBuffer:
                     waiting[name][1].extend(counts)
                 else:
                     waiting[name] = values, list(counts)
-        with torch.no_grad():
-            for name, (values, counts) in waiting.items():
-                if name not in self._histories:
-                    self._histories[name] = History(name)
-                self._histories[name].extend(values, counts)
-                if type(values[0]) is not float and name not in self._copied:
-                    self._check_kept(name, values)
+        for name, (values, counts) in waiting.items():
+            if name not in self._histories:
+                self._histories[name] = History(name)
+            self._histories[name].extend(values, counts)
+            if type(values[0]) is not float and name not in self._copied and name != "grad_norm":
+                self._check_kept(name, values)
 
     def _check_kept(self, name: str, values: list[Any]) -> None:
         """Keep a key's next values differently, where these should not have been kept as they were."""
-        tensors = [value for value in values if type(value) is not float and isinstance(value, Tensor)]
-        changed = _written_to(*tensors)
+        tensors = values if type(values[0]) is Tensor else [value for value in values if isinstance(value, Tensor)]
+        try:
+            changed, with_graph = _written_to(*tensors), True in [value.requires_grad for value in tensors]
+        except AttributeError:  # numbers among tensors
+            self._check_kept(name, [value for value in values if isinstance(value, Tensor)])
+            return
         if changed:
             self._copied.add(name)
             warnings.warn(
@@ -162,16 +168,16 @@ class LogBuffer:
                 "later ones than they should be. From now on it is copied.",
                 stacklevel=2,
             )
-        if changed or any(value.requires_grad for value in tensors):
+        if changed or with_graph:
             self._plain = {names: plain and name not in names for names, plain in self._plain.items()}
             self.plain_len = -1
 
 
 def _runs(rows: list[Row]) -> list[list[Row]]:
     """The rows, parted where the keys change."""
-    layouts = [(len(row), *row[1]) for row in rows]
-    cuts = [0, *(i for i in range(1, len(rows)) if layouts[i] != layouts[i - 1]), len(rows)]
-    return [rows[begin:end] for begin, end in pairwise(cuts) if begin < end]
+    layouts = list(zip(map(len, rows), map(tuple, map(_VARS, rows)), strict=True))
+    cuts = [i for i, (one, other) in enumerate(pairwise(layouts), 1) if one != other]
+    return [rows[begin:end] for begin, end in pairwise([0, *cuts, len(rows)])]
 
 
 def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
@@ -190,6 +196,6 @@ def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
 def _written_to(*values: Tensor) -> bool:
     """Whether an operation has changed a tensor, or one that it shares memory with, in place."""
     try:
-        return any(value._version for value in values)
+        return sum([value._version for value in values]) > 0
     except RuntimeError:  # made in inference mode: such tensors do not count
         return False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -43,7 +45,8 @@ class History:
             elif values[0].device.type == "cpu":  # no transfer to save; one by one is the quickest
                 self.floats().extend([value.item() for value in values])
             else:
-                self._tail.append(torch.stack(tuple(values)).reshape(len(values)).double())
+                with torch.no_grad():
+                    self._tail.append(torch.stack(tuple(values)).reshape(len(values)).double())
         except (AttributeError, TypeError, RuntimeError, ValueError):  # tensors among numbers, of several elements
             self.floats().extend([_float(self.name, value) for value in values])
 
@@ -80,13 +83,21 @@ def last_means(histories: list[History], n: int) -> list[np.float64]:
             by_length.setdefault(len(history.counts[-n:]), []).append(i)
     for waiting in on_device.values():
         means.update(zip(waiting, map(np.float64, torch.stack(list(waiting.values())).tolist()), strict=True))
-    for places in by_length.values():  # all of one length at once; a row is summed as numpy sums a vector
-        values = np.array([histories[i].floats()[-n:] for i in places], dtype=np.float64)
-        counts = np.array([histories[i].counts[-n:] for i in places])
-        totals = counts.sum(axis=1)
-        with np.errstate(invalid="ignore"):  # no weight at all: NaN
-            means.update(zip(places, (values * counts).sum(axis=1) / totals, strict=True))
+    for length, places in by_length.items():  # all of one length at once; a row is summed as numpy sums a vector
+        last = slice(-length, None)
+        values = np.fromiter(chain.from_iterable([histories[i].floats()[last] for i in places]), np.float64)
+        counts = np.fromiter(chain.from_iterable([histories[i].counts[last] for i in places]), np.int64)
+        shape = len(places), length
+        totals = counts.reshape(shape).sum(axis=1)
+        sums = (values * counts).reshape(shape).sum(axis=1)
+        means.update(zip(places, sums / totals if totals.all() else _quotients(sums, totals), strict=True))
     return [means[i] for i in range(len(histories))]
+
+
+def _quotients(sums: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``sums / totals``; NaN where there is no weight at all."""
+    with np.errstate(invalid="ignore"):
+        return sums / totals
 
 
 def check_dict(vars: Any) -> None:

@@ -86,13 +86,13 @@ class IterBasedRunner(BaseRunner):
 
     def _train_quietly(self, loader: IterLoader, iters: int, alone: bool) -> None:
         """Go on as ``train`` does for as long as nobody is called: until the next due point, or the entry's end."""
-        plan, model = self.current_plan(), self.model
+        plan, model, next_batch = self.current_plan(), self.model, loader.__next__
         while self._iter < plan.next_due and model.training:
             if self._inner_iter >= iters:
                 if not alone:
                     return
                 self._inner_iter = 0
-            self.data_batch = next(loader)
+            self.data_batch = next_batch()
             self._epoch = loader.epoch
             plan.quiet(self)
             del self.data_batch

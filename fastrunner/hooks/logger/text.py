@@ -94,35 +94,41 @@ class TextLoggerHook(LoggerHook):
             self._log_info(log_dict, runner)  # a user's own, called as MMCV calls it
             self._dump_log(log_dict, runner)
         else:
-            runner.log_writer.submit(self._write, self._heads(log_dict, runner), log_dict, runner)
+            runner.log_writer.submit(self._write, self._facts(log_dict, runner), log_dict, runner)
         return log_dict
 
     def _log_info(self, log_dict: dict[str, Any], runner: BaseRunner) -> None:
-        self._print(self._heads(log_dict, runner), log_dict, runner)
+        self._print(self._facts(log_dict, runner), log_dict, runner)
 
-    def _write(self, heads: list[str], log_dict: dict[str, Any], runner: BaseRunner) -> None:
-        self._print(heads, log_dict, runner)
+    def _write(self, facts: tuple[str | None, int | None, float], log_dict: dict[str, Any], runner: BaseRunner) -> None:
+        self._print(facts, log_dict, runner)
         self._dump_log(log_dict, runner)
 
-    def _heads(self, log_dict: dict[str, Any], runner: BaseRunner) -> list[str]:
-        """What needs the runner's counters as they are now: a line before, if there is one, and the line's head."""
-        lines = []
+    def _facts(self, log_dict: dict[str, Any], runner: BaseRunner) -> tuple[str | None, int | None, float]:
+        """What a line needs of the runner as it is now: a line before it, the length it counts to, seconds left."""
+        before, length, eta_sec = None, None, 0.0
         if runner.meta is not None and "exp_name" in runner.meta:
             at_end = self.by_epoch and self.end_of_epoch(runner)
             if self.every_n_iters(runner, self.interval_exp_name) or at_end:
-                lines.append(f"Exp name: {runner.meta['exp_name']}")
+                before = f"Exp name: {runner.meta['exp_name']}"
         if log_dict["mode"] == "train":
-            lines.append(self._train_head(log_dict, runner))
-        elif self.by_epoch:
-            lines.append(f"Epoch({log_dict['mode']}) [{log_dict['epoch']}][{log_dict['iter']}]\t")
-        else:
-            lines.append(f"Iter({log_dict['mode']}) [{log_dict['iter']}]\t")
-        return lines
+            length = len(runner.data_loader) if self.by_epoch else runner.max_iters
+            if "time" in log_dict:
+                self.time_sec_tot += log_dict["time"] * self.interval
+                time_sec_avg = self.time_sec_tot / (runner.iter - self.start_iter + 1)
+                eta_sec = time_sec_avg * (runner.max_iters - runner.iter - 1)  # type: ignore[operator]
+        return before, length, eta_sec
 
-    def _print(self, heads: list[str], log_dict: dict[str, Any], runner: BaseRunner) -> None:
-        *before, head = heads
-        for line in before:
-            runner.logger.info(line)
+    def _print(self, facts: tuple[str | None, int | None, float], log_dict: dict[str, Any], runner: BaseRunner) -> None:
+        before, length, eta_sec = facts
+        if before is not None:
+            runner.logger.info(before)
+        if log_dict["mode"] == "train":
+            head = self._train_head(log_dict, length, eta_sec)
+        elif self.by_epoch:
+            head = f"Epoch({log_dict['mode']}) [{log_dict['epoch']}][{log_dict['iter']}]\t"
+        else:
+            head = f"Iter({log_dict['mode']}) [{log_dict['iter']}]\t"
         items = (
             f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
             for name, value in log_dict.items()
@@ -130,19 +136,13 @@ class TextLoggerHook(LoggerHook):
         )
         runner.logger.info(head + ", ".join(items))
 
-    def _train_head(self, log_dict: dict[str, Any], runner: BaseRunner) -> str:
-        if self.by_epoch:
-            head = f"Epoch [{log_dict['epoch']}][{log_dict['iter']}/{len(runner.data_loader)}]\t"
-        else:
-            head = f"Iter [{log_dict['iter']}/{runner.max_iters}]\t"
-        lr = log_dict["lr"]
+    def _train_head(self, log_dict: dict[str, Any], length: int | None, eta_sec: float) -> str:
+        where = f"Epoch [{log_dict['epoch']}]" if self.by_epoch else "Iter "
+        head, lr = f"{where}[{log_dict['iter']}/{length}]\t", log_dict["lr"]
         head += (
             " ".join(f"lr_{k}: {v:.3e}" for k, v in lr.items()) if isinstance(lr, dict) else f"lr: {lr:.3e}"
         ) + ", "
         if "time" in log_dict:
-            self.time_sec_tot += log_dict["time"] * self.interval
-            time_sec_avg = self.time_sec_tot / (runner.iter - self.start_iter + 1)
-            eta_sec = time_sec_avg * (runner.max_iters - runner.iter - 1)  # type: ignore[operator]
             head += f"eta: {datetime.timedelta(seconds=int(eta_sec))}, time: {log_dict['time']:.3f}, "
             head += f"data_time: {log_dict.get('data_time', float('nan')):.3f}, "
             if torch.cuda.is_available():
