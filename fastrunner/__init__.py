@@ -141,6 +141,7 @@ _MODULES = {
     ),
     "runner.utils": ("get_host_info", "get_time_str"),
     "step.config": ("StepConfig",),
+    "step.parse_losses": ("parse_losses",),
     "utils": ("obj_from_dict",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -365,6 +365,9 @@ from .runner.utils import (
 from .step.config import (
     StepConfig as StepConfig,
 )
+from .step.parse_losses import (
+    parse_losses as parse_losses,
+)
 from .utils import obj_from_dict as obj_from_dict
 
 __version__: str

@@ -20,7 +20,7 @@ import os.path as osp
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from .optim import build_optimizer
 from .registry import DATASETS, MODELS, build_from_cfg
 from .runner import build_runner
 from .runner.utils import get_time_str
+from .step.config import RECIPES, make_config
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
@@ -174,6 +175,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-validate", action="store_true", help="no evaluation during training")
     parser.add_argument("--seed", type=int, help="of everything random; default: the config's, else a drawn one")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms of cuDNN only")
+    parser.add_argument("--step", choices=RECIPES, help="recipe of the step; default: the config's runner.step")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="who has started the processes")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="e.g. optimizer.lr=0.01"
@@ -193,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger = get_logger(
         "fastrunner", log_file=osp.join(work_dir, f"{timestamp}.log"), log_level=cfg.get("log_level", "INFO")
     )
+    if args.step:
+        cfg.runner.step = asdict(make_config(cfg.runner.get("step"), args.step))
     cfg.seed = choose_seed(args.seed if args.seed is not None else cfg.get("seed"))
     set_random_seed(cfg.seed, deterministic=args.deterministic)
     environment = collect_env()

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..step.config import RECIPES
 from . import compare, contest_main
 from .report import render
 from .run import OptionError, Options, run
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="float32",
         help="autocast to it (default: float32, none)",
     )
+    add("--step", choices=RECIPES, default="fused", help="recipe of the step (default: %(default)s)")
     add("--channels-last", action="store_true", help="let images and weights lie channels last")
     add("--seed", type=not_negative, default=0, help="default: %(default)s")
     add("--work-dir", help="keep logs and checkpoints there (default: a temporary folder)")

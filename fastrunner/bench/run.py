@@ -48,6 +48,7 @@ class Options:
     device: str = "cpu"
     amp_dtype: str = "float32"
     channels_last: bool = False
+    step: str = "fused"
     seed: int = 0
     work_dir: str | None = None
     tax: bool = True
@@ -82,7 +83,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         loader = _loader(options, train_set, train=True)
         warm = options.num_warm_iter
         # Both runners close the window with one more iteration.
-        plan = Plan.make(options.runner, warm + options.num_bench_iter + 1, len(loader))
+        plan = Plan.make(options.runner, warm + options.num_bench_iter + 1, len(loader), options.step)
         seconds["data"] = perf_counter() - begin
         result: dict[str, Any] = {
             "options": asdict(options),

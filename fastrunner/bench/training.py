@@ -38,20 +38,22 @@ class Plan:
         num_iters: iterations of the run.
         epoch_length: batches an epoch; a checkpoint is written that often.
         log_interval: iterations between two log lines.
+        step: recipe of the step.
     """
 
     runner: str
     num_iters: int
     epoch_length: int
     log_interval: int
+    step: str = "fused"
 
     @classmethod
-    def make(cls, runner: str, num_iters: int, epoch_length: int) -> Plan:
+    def make(cls, runner: str, num_iters: int, epoch_length: int, step: str = "fused") -> Plan:
         """``num_iters`` iterations, for the epoch runner rounded up to whole epochs; 16 log lines or more."""
         if runner == "epoch":
             num_iters = math.ceil(num_iters / epoch_length) * epoch_length
         log_interval = max(1, min(50, num_iters // 16, epoch_length))
-        return cls(runner, num_iters, epoch_length, log_interval)
+        return cls(runner, num_iters, epoch_length, log_interval, step)
 
 
 def make_runner(plan: Plan, model: Any, optimizer: Any, work_dir: Path, logger: logging.Logger, **changes: Any) -> Any:
@@ -64,7 +66,7 @@ def make_runner(plan: Plan, model: Any, optimizer: Any, work_dir: Path, logger: 
         {"max_epochs": plan.num_iters // plan.epoch_length} if plan.runner == "epoch" else {"max_iters": plan.num_iters}
     )
     runner = build_runner(
-        {"type": RUNNERS[plan.runner], **length},
+        {"type": RUNNERS[plan.runner], "step": plan.step, **length},
         default_args={"model": model, "optimizer": optimizer, "work_dir": str(work_dir), "logger": logger},
     )
     configs: dict[str, Any] = {

@@ -9,8 +9,10 @@ from ..model.parallel import unwrap
 from .config import StepConfig
 from .eager import move_channels_last, stepping
 from .fused import refuse, updater
+from .torch_private import Unfit
 
 if TYPE_CHECKING:
+    from .compiled import CompiledModules
     from .graph import GraphStep
 
 
@@ -34,15 +36,28 @@ class Step:
         self.config, self.reasons = config, dict[str, str]()
         self._warn = warn
         self._graphs: dict[tuple[float | None, int], GraphStep] = {}
-        if config.channels_last is True:
+        if config.channels_last:
             move_channels_last(unwrap(model))
-        amp = None if config.amp == "auto" else config.amp
-        self.model = stepping(model, amp, config.channels_last is True)
+        self._compiled: CompiledModules | None = None
+        compiled = self._compile() if config.recipe == "compile" else None
+        self.model = stepping(model, config.amp, config.channels_last, compiled)
         self.updater = optimizer
         if config.recipe != "eager" and hasattr(optimizer, "param_groups"):
             self.updater = updater(optimizer)
             if self.updater is optimizer and not hasattr(optimizer, "clipped_step"):
                 self.reasons["fused"] = refuse(optimizer) or ""
+
+    def _compile(self) -> Callable[..., Any] | None:
+        from .compiled import CompiledModules  # not before somebody asks for a compiler
+
+        model = self._made_for[0]
+        try:
+            self._compiled = CompiledModules(unwrap(model), model.train_step, self.config.modules, self._warn)
+        except Unfit as error:
+            self.reasons["compile"] = str(error)
+            self._warn(f"nothing is compiled: {error}. The step runs as it is.")
+            return None
+        return self._compiled.train_step
 
     def fits(self, model: Any, optimizer: Any) -> bool:
         """Whether this was made for exactly these."""
@@ -63,4 +78,6 @@ class Step:
     def explain(self) -> list[str]:
         """The recipe, and why others are not in use, one line each."""
         lines = [f"recipe {self.config.recipe}", *(f"not {recipe}: {why}" for recipe, why in self.reasons.items())]
+        if self._compiled is not None:
+            lines += self._compiled.explain()
         return [*lines, *(line for graph in self._graphs.values() for line in graph.explain())]

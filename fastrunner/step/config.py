@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-RECIPES = ("eager", "fused", "compile", "graph", "auto")
+RECIPES = ("eager", "fused", "compile", "graph")
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORCE = "FASTRUNNER_STEP"  # environment: a recipe that overrides the config's
 
@@ -20,11 +20,10 @@ class StepConfig:
 
     Args:
         recipe: eager (MMCV's order, torch's own optimizer), fused (clip, update and average in one pass), compile
-            (fused, with torch.compile on the model), graph (the whole iteration compiled), auto (the fastest that
-            agrees with eager, found by measuring).
+            (fused, with torch.compile on the model), graph (the whole iteration compiled).
         modules: names of submodules for ``compile``; empty: the model.
-        amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), None, or "auto": as is measured.
-        channels_last: whether convolutions' weights and 4-D inputs lie channels last; "auto": as is measured.
+        amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), or None.
+        channels_last: whether convolutions' weights and 4-D inputs lie channels last.
     Raises:
         ValueError: a value that is not listed here.
         TypeError: a value of the wrong type.
@@ -33,26 +32,26 @@ class StepConfig:
     recipe: str = "fused"
     modules: tuple[str, ...] = ()
     amp: str | None = None
-    channels_last: bool | str = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"step recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
         if not isinstance(self.modules, tuple) or not all(isinstance(name, str) for name in self.modules):
             raise TypeError(f"step modules must be a list of names of submodules, got {self.modules!r}")
-        if self.modules and self.recipe not in ("compile", "auto"):
+        if self.modules and self.recipe != "compile":
             raise ValueError(f"step modules are what recipe 'compile' compiles; the recipe is {self.recipe!r}")
-        if self.amp not in (None, "auto", *AMP):
-            raise ValueError(f"step amp must be None, 'bf16', 'fp16' or 'auto', got {self.amp!r}")
-        if self.channels_last not in (True, False, "auto"):
-            raise ValueError(f"step channels_last must be True, False or 'auto', got {self.channels_last!r}")
-        if self.recipe != "auto" and "auto" in (self.amp, self.channels_last):
-            raise ValueError(f"amp and channels_last can be 'auto' with recipe 'auto', not with {self.recipe!r}")
+        if self.amp not in (None, *AMP):
+            raise ValueError(f"step amp must be None, 'bf16' or 'fp16', got {self.amp!r}")
+        if self.channels_last not in (True, False):
+            raise ValueError(f"step channels_last must be True or False, got {self.channels_last!r}")
 
 
-def make_config(step: StepConfig | Mapping[str, Any] | str | None) -> StepConfig:
-    """A runner's ``step`` argument as a StepConfig; FASTRUNNER_STEP overrides its recipe.
+def make_config(step: StepConfig | Mapping[str, Any] | str | None, forced: str | None = None) -> StepConfig:
+    """A runner's ``step`` argument as a StepConfig.
 
+    Args:
+        forced: a recipe instead of its own, by a command line; FASTRUNNER_STEP goes before both.
     Raises:
         TypeError: neither a dict nor a recipe's name, or an unknown key.
         ValueError: as StepConfig.
@@ -69,12 +68,10 @@ def make_config(step: StepConfig | Mapping[str, Any] | str | None) -> StepConfig
     names = [field.name for field in fields(StepConfig)]
     if unknown := sorted(given.keys() - set(names)):
         raise TypeError(f"step has no {unknown[0]!r}; it has {', '.join(names)}")
-    if forced := os.environ.get(FORCE):
+    if forced := os.environ.get(FORCE) or forced:
         given["recipe"] = forced
-        if forced not in ("compile", "auto"):
+        if forced != "compile":
             given.pop("modules", None)
-        if forced != "auto":
-            given = {key: value for key, value in given.items() if value != "auto"}
     if isinstance(given.get("modules"), list):
         given["modules"] = tuple(given["modules"])
     return StepConfig(**given)

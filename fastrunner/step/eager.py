@@ -19,11 +19,12 @@ class Stepping:
         model: the runner's.
         amp: "bf16" or "fp16": autocast around ``train_step``; None: none.
         channels_last: hand 4-D tensors of the batch on in that layout. (The weights were moved once.)
+        call: instead of the model's ``train_step``.
     """
 
-    def __init__(self, model: Any, amp: str | None, channels_last: bool) -> None:
+    def __init__(self, model: Any, amp: str | None, channels_last: bool, call: Callable[..., Any] | None) -> None:
         self.model, self.amp, self.channels_last = model, amp, channels_last
-        self.call: Callable[..., Any] = model.train_step  # what is called within
+        self.call: Callable[..., Any] = model.train_step if call is None else call
 
     def train_step(self, data_batch: Any, optimizer: Any = None, **kwargs: Any) -> Any:
         if self.channels_last:
@@ -35,9 +36,10 @@ class Stepping:
             return self.call(data_batch, optimizer, **kwargs)
 
 
-def stepping(model: Any, amp: str | None, channels_last: bool) -> Any:
+def stepping(model: Any, amp: str | None, channels_last: bool, call: Callable[..., Any] | None = None) -> Any:
     """The model itself where nothing is to be added to its ``train_step``."""
-    return Stepping(model, amp, channels_last) if amp is not None or channels_last else model
+    plain = amp is None and not channels_last and call is None
+    return model if plain else Stepping(model, amp, channels_last, call)
 
 
 def move_channels_last(model: nn.Module) -> None:

@@ -91,6 +91,7 @@ def trace_step(
         leaves[:] = real
     _check_constants(graph)
     _lift_host_reads(graph, reads)
+    _fill_in_memory_order(graph)
     if len(graph.graph.nodes) > MAX_NODES:
         raise Unfit(f"the graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
     return Traced(graph, found["outputs"], max_norm is not None, averages, found["grads"])
@@ -162,6 +163,35 @@ def _lift_host_reads(graph: GraphModule, lines: Sequence[str]) -> None:
             raise Unfit(f"the step reads a value on the host and computes with it{line}")
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _fill_in_memory_order(graph: GraphModule) -> None:
+    """Let dropout masks be drawn in the order that eager draws them in: that of their memory.
+
+    A mask is made like its input, which may be transposed; the compiler would lay it out anew, and each draw would land
+    in another place. So it is drawn dense and looked at transposed.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.bernoulli_.float or node.args[0].target is not aten.empty_like.default:
+            continue
+        mask = node.meta["val"]
+        order = sorted(range(mask.dim()), key=lambda i: (-mask.stride(i), i))  # used in this turn
+        if order == list(range(mask.dim())):
+            continue
+        shape = [mask.shape[i] for i in order]
+        with graph.graph.inserting_before(node):
+            options = {"dtype": mask.dtype, "device": mask.device, "pin_memory": False}
+            dense = graph.graph.call_function(aten.empty.memory_format, (shape,), options)
+            drawn = graph.graph.call_function(aten.bernoulli_.float, (dense, *node.args[1:]))
+            back = [order.index(i) for i in range(mask.dim())]
+            seen = graph.graph.call_function(aten.permute.default, (drawn, back))
+        old = node.args[0]
+        node.replace_all_uses_with(seen)
+        graph.graph.erase_node(node)
+        old.replace_all_uses_with(seen)
+        graph.graph.erase_node(old)
     graph.recompile()
 
 
