@@ -339,6 +339,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
             self.resumed_buffers = {}
             self.garbage.restore()
             self._close_log(failed)
+            if self._step is not None:
+                self._step.close()
             for loader in self._loaders:
                 loader.prefetch_over_epoch_end = False
                 loader.close()

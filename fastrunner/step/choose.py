@@ -65,15 +65,21 @@ class Step:
 
     def graph(self, max_norm: float | None, ema: Any) -> GraphStep | None:
         """Whole iterations with these terms; None where the recipe has none."""
-        if self.config.recipe != "graph":
+        if self.config.recipe not in ("graph", "auto"):
             return None
         from .graph import GraphStep  # not before somebody asks for a compiler
 
         model, optimizer = self._made_for
         key = (max_norm, id(ema))
         if key not in self._graphs:
-            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema)
+            auto = self.config.recipe == "auto"
+            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema, auto)
         return self._graphs[key]
+
+    def close(self) -> None:
+        """End what is being compiled elsewhere; what is ready stays."""
+        for graph in self._graphs.values():
+            graph.close()
 
     def explain(self) -> list[str]:
         """The recipe, and why others are not in use, one line each."""

@@ -7,15 +7,18 @@ leave behind (``.grad``), the recipe below runs the iteration; weights and state
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .background import Job
 from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
 from .torch_private import Unfit, compile_graph, missing
@@ -24,6 +27,8 @@ from .verify import verify
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
+GAIN = 0.05  # what a graph has to save of an iteration before ``auto`` takes it
+MEASURED = 5  # iterations of either kind that this is measured on
 RECURS = 3  # a shape that is not the first is compiled when it comes for the third time: a tail batch does not
 
 Below = Callable[[Any], None]
@@ -48,6 +53,7 @@ class GraphStep:
         warn: told once for each reason why there is no graph.
         max_norm: clip to it; None: do not.
         ema: EMAHook, whose average is taken with the update; None: there is none.
+        auto: compile in another process while the recipe below trains, and take over only where that pays.
     """
 
     def __init__(
@@ -58,7 +64,11 @@ class GraphStep:
         warn: Callable[[str], None],
         max_norm: float | None = None,
         ema: Any = None,
+        auto: bool = False,
     ) -> None:
+        self._auto = auto
+        self._jobs: dict[Any, Job | None] = {}  # by key; None: it has ended
+        self._below_s: list[float] = []  # how long the newest iterations on the recipe below took
         self._model, self._step, self._optimizer = model, step, optimizer
         self._warn, self._max_norm, self._ema = warn, max_norm, ema
         self._graphs: OrderedDict[Any, Compiled] = OrderedDict()
@@ -70,6 +80,7 @@ class GraphStep:
         self._refused: dict[Any, str] = {}  # by batch; under None: whatever the batch
         self._look = False  # what the next iteration moves
         self.num_compiles = self.num_calls = 0
+        self.measured = ""
 
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next graph."""
@@ -77,12 +88,13 @@ class GraphStep:
 
     def explain(self) -> list[str]:
         """How many graphs there are and how often they ran, and why there are no others."""
-        lines = [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
+        lines = [self.measured] if self.measured else []
+        lines += [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
         return lines + sorted({f"no graph: {why}" for why in self._refused.values()})
 
     def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
         """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
-        if self._doubtful and not self._settle():
+        if None in self._refused:
             return None
         average = None if self._ema is None else self._ema.average_at(iteration)
         shape = quick_key(batch)
@@ -91,6 +103,10 @@ class GraphStep:
             key = (shape if quick else batch_key(batch), average is not None)
         except TypeError as error:
             self._refuse(None, str(error))
+            return None
+        if key[0] in self._refused or (key in self._jobs and self._waits(key)):
+            return None
+        if self._doubtful and not self._settle():
             return None
         graph = self._ready.get(key)
         if graph is None:
@@ -114,17 +130,19 @@ class GraphStep:
         look, self._look = self._look, False
         self._doubtful = True  # what it left in .grad is let go before the next graph
         if not look:
-            return below(runner)
+            begin = time.perf_counter()
+            below(runner)
+            if self._auto:
+                self._below_s = [*self._below_s[-7:], time.perf_counter() - begin]
+            return
         before = SilentState(self._model)
         below(runner)
         if moved := before.moved():
             self._refuse(None, moved[0])
-        return None
+        return
 
     def _settle(self) -> bool:
         """Whether the binding holds, or could be made anew."""
-        if None in self._refused:
-            return False
         if self._binding is None or not self._binding.holds():
             self._ready.clear()
             try:
@@ -147,8 +165,8 @@ class GraphStep:
     def _prepare(self, key: Any, batch: Any) -> Compiled | None:
         """A graph for this batch, now if its time has come; None: not now."""
         shape = key[0]
-        if shape in self._refused:
-            return None
+        if key in self._jobs:
+            return self._take_over(key, batch)
         seen = self._seen[shape] = self._seen.get(shape, 0) + 1
         if seen == 1:
             self._samples[shape] = pytree.tree_map(_copied, batch)
@@ -162,6 +180,14 @@ class GraphStep:
             self._refuse(None, f"{MAX_COMPILES} graphs were made for other shapes")
             return None
         self.num_compiles += 1
+        if self._auto:
+            self._begin(key, batch)
+            return None
+        return self._try(key, batch)
+
+    def _try(self, key: Any, batch: Any) -> Compiled | None:
+        """Compile for a batch; None, and a reason, where that fails."""
+        shape = key[0]
         sample = self._samples.get(shape)
         try:
             graph = self._compile(key, [batch] if sample is None else [sample, batch])
@@ -173,6 +199,68 @@ class GraphStep:
                 self._refuse(shape, str(error))
             return None
         return graph
+
+    def _begin(self, key: Any, batch: Any) -> None:
+        """Start compiling in another process."""
+        if lacks := missing():
+            self._refuse(None, lacks)
+            return
+        try:
+            binding = Binding(self._model, self._optimizer, self._term())
+            traced = trace_step(binding, batch, self._max_norm, self._step, averages=key[1])
+            leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+            self._binding = binding
+            self._jobs[key] = Job(traced.graph, [*binding.static, *leaves])
+        except Unfit as error:
+            if not error.passing:
+                self._refuse(key[0], str(error))
+            self._seen[key[0]] = 1
+        except Exception as error:  # a full disk, a graph that cannot be handed over
+            self._refuse(key[0], f"the compiling process could not start: {type(error).__name__}: {error}")
+
+    def _waits(self, key: Any) -> bool:
+        """Whether a graph is still being compiled; a reason is noted where that failed."""
+        job = self._jobs[key]
+        if job is None:
+            return False
+        why = job.poll()
+        if why is None:
+            return True
+        self._jobs[key] = None
+        if why:
+            self._refuse(key[0], why)
+        return bool(why)
+
+    def _take_over(self, key: Any, batch: Any) -> Compiled | None:
+        """The graph that was compiled elsewhere, if it is worth it: by more than ``GAIN`` on this batch."""
+        if len(self._below_s) < MEASURED:
+            return None
+        graph = self._try(key, batch)
+        if graph is None:
+            return None
+        assert self._binding is not None
+        leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        inputs = [tensor.clone() for tensor in self._binding.static]
+        state, times = torch.get_rng_state(), []
+        for _ in range(MEASURED):
+            begin = time.perf_counter()
+            graph.run([*inputs, *leaves])
+            times.append(time.perf_counter() - begin)
+        torch.set_rng_state(state)
+        ours, below = min(times), min(self._below_s)
+        self.measured = f"{ours * 1e6:.0f} us an iteration as a graph, {below * 1e6:.0f} on the recipe below"
+        if ours > (1 - GAIN) * below:
+            self._refused[key[0]] = f"it would not pay: {self.measured}"
+            self._ready.pop(key, None)
+            return None
+        return graph
+
+    def close(self) -> None:
+        """End what is being compiled."""
+        for job in self._jobs.values():
+            if job is not None:
+                job.close()
+        self._jobs = {key: job for key, job in self._jobs.items() if job is None}
 
     def _compile(self, key: Any, batches: list[Any]) -> Compiled:
         """Trace, compile, verify.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -103,6 +103,20 @@ def compile_graph(graph: GraphModule, args: Sequence[Tensor]) -> tuple[Callable[
     if len(inner) == 1 and inner[0][1] == len(args) and callable(getattr(inner[0][0], "current_callable", None)):
         return inner[0][0].current_callable, True
     return (lambda inputs: whole(*inputs)), False
+
+
+def graph_bytes(graph: GraphModule) -> bytes:
+    """A traced graph for another process; ``graph_of_bytes`` reads it there."""
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    return GraphPickler.dumps(graph, Options(ops_filter=None))
+
+
+def graph_of_bytes(data: bytes) -> GraphModule:
+    from torch._subclasses import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+
+    return cast(GraphModule, GraphPickler.loads(data, FakeTensorMode()))
 
 
 def _noted_item(note: Callable[[], None]) -> Callable[[Tensor], Any]:

@@ -27,11 +27,11 @@ def test_what_can_be_said(given, wanted):
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        (dict(recipe="fast"), ValueError, "eager, fused, compile, graph"),
+        (dict(recipe="fast"), ValueError, "eager, fused, compile, graph, auto"),
         (dict(recepie="graph"), TypeError, "recepie"),
         (3, TypeError, "dict"),
         (dict(amp="int8"), ValueError, "bf16"),
-        (dict(amp="auto"), ValueError, "'auto'"),
+        (dict(recipe="auto", amp="auto"), ValueError, "'auto'"),
         (dict(channels_last="yes"), ValueError, "channels_last"),
         (dict(recipe="compile", modules="layer"), TypeError, "list of names"),
         (dict(recipe="graph", modules=["layer"]), ValueError, "compile"),
@@ -49,7 +49,7 @@ def test_the_environment_overrides_the_recipe(monkeypatch):
     monkeypatch.setenv("FASTRUNNER_STEP", "eager")
     assert make_config(None, "graph") == StepConfig("eager")
     assert make_config(dict(recipe="compile", modules=["layer"])) == StepConfig("eager")
-    assert make_config(dict(recipe="graph", channels_last=True)) == StepConfig("eager", channels_last=True)
+    assert make_config(dict(recipe="auto", channels_last=True)) == StepConfig("eager", channels_last=True)
     monkeypatch.setenv("FASTRUNNER_STEP", "fastest")
     with pytest.raises(ValueError, match="fastest"):
         make_config(None)

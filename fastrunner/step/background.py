@@ -1,0 +1,106 @@
+"""Compiling in another process, with the lowest priority and one thread, while training goes on.
+
+The process leaves what it compiled in inductor's cache on disk; this one finds it there, which takes about a second. It
+dies, or does not end: training does not notice, and ``poll`` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from .torch_private import compile_graph, graph_bytes, graph_of_bytes
+
+TIMEOUT_S = 1800.0
+
+
+class Job:
+    """A graph that is being compiled elsewhere.
+
+    Args:
+        graph: what to compile.
+        args: example inputs; only their shapes, strides, dtypes travel.
+        timeout_s: after it the process is ended.
+    Raises:
+        OSError: no room for the file that hands the graph over.
+        Exception: the graph cannot be handed over.
+    """
+
+    def __init__(self, graph: GraphModule, args: Sequence[Tensor], timeout_s: float = TIMEOUT_S) -> None:
+        self._until = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        folder = tempfile.mkdtemp(prefix="fastrunner-compile-")
+        self._errors = Path(folder) / "stderr"
+        order = {
+            "graph": graph_bytes(graph),
+            "args": [(tuple(a.shape), a.stride(), a.dtype) for a in args],
+            "threads": torch.get_num_threads(),  # compiled code is made for a number of threads
+        }
+        path = Path(folder) / "order.pkl"
+        try:
+            path.write_bytes(pickle.dumps(order))
+            with self._errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "fastrunner.step.background", str(path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # its compilers end with it
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.close = weakref.finalize(self, _end, self._process, folder)
+
+    def poll(self) -> str | None:
+        """None while it runs; then "", or what went wrong."""
+        code = self._process.poll()
+        if code is None and time.monotonic() < self._until:
+            return None
+        why = ""
+        if code is None:
+            why = f"compiling took longer than {self._timeout_s:.0f} s"
+        elif code < 0:
+            why = f"the compiling process died of signal {-code}"
+        elif code > 0:
+            lines = self._errors.read_text(errors="replace").strip().splitlines()
+            why = f"compiling failed: {lines[-1][:300] if lines else f'exit code {code}'}"
+        self.close()
+        return why
+
+
+def _end(process: subprocess.Popen[bytes], folder: str) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(path: str) -> None:
+    """The other process: compile, and leave the result in the cache."""
+    os.nice(19)
+    with open(path, "rb") as file:
+        order = pickle.load(file)
+    torch.set_num_threads(order["threads"])
+    args = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order["args"]]
+    compile_graph(graph_of_bytes(order["graph"]), args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
