@@ -148,7 +148,8 @@ class RunPlan(HookPlan):
             at = now if rewrite else hook.due(runner)
             if at <= now:
                 call = self.call_of(hook, "before_train_iter")
-                self.fire((call,) if call is not None else (), runner)
+                if call is not None:
+                    super().fire((call,), runner)  # writes lr or momentum, which a step reads each time
                 at = now + 1
             self.next_write = min(self.next_write, at)
         if self.next_write > now + 1:

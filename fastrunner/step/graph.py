@@ -29,6 +29,7 @@ MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
 GAIN = 0.05  # what a graph has to save of an iteration before ``auto`` takes it
 MEASURED = 5  # iterations of either kind that this is measured on
+MAX_SHAPES = 256  # kinds of batches that are counted
 RECURS = 3  # a shape that is not the first is compiled when it comes for the third time: a tail batch does not
 
 Below = Callable[[Any], None]
@@ -168,6 +169,9 @@ class GraphStep:
         if key in self._jobs:
             return self._take_over(key, batch)
         seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+        if len(self._seen) > MAX_SHAPES:
+            self._refuse(None, f"{MAX_SHAPES} kinds of batches came: other shapes, or values that are no tensors")
+            return None
         if seen == 1:
             self._samples[shape] = pytree.tree_map(_copied, batch)
             self._look = True

@@ -16,8 +16,9 @@ from step.zoo import ZOO, Model, vectors
 from torch import nn
 from torch.nn import functional as F
 
-from fastrunner import EpochBasedRunner, FusedAdamW, FusedSGD, Hook
+from fastrunner import EpochBasedRunner, FusedAdamW, FusedSGD, Hook, IterBasedRunner
 from fastrunner.step import graph as graph_module
+from fastrunner.step.binding import Binding
 
 MLP = ZOO["mlp"]
 
@@ -218,6 +219,35 @@ def test_a_model_that_changes_shape_every_batch_trains_below():
     runner, losses = train(MLP, "graph", 9, batches=sizes)
     assert graph_of(runner).num_compiles == 0
     assert losses == train(MLP, "fused", 9, batches=sizes)[1]
+
+
+def test_file_names_in_the_batch_end_the_search_for_graphs(monkeypatch):
+    monkeypatch.setattr(graph_module, "MAX_SHAPES", 5)
+    named = [dict(vectors(i), name=f"{i}.jpg") for i in range(9)]
+    runner, losses = train(MLP, "graph", 9, batches=named)
+    assert any("5 kinds of batches" in line for line in graph_of(runner).explain())
+    assert losses == train(MLP, "fused", 9, batches=named)[1]
+
+
+def test_an_lr_that_changes_in_each_iteration_is_read_in_each_without_another_look(monkeypatch):
+    def run(recipe):
+        torch.manual_seed(0)
+        model = MLP.model()
+        optimizer = MLP.optimizer(model.parameters())
+        runner = IterBasedRunner(model, optimizer=optimizer, max_iters=20, step=recipe)
+        policy = dict(policy="CosineAnnealing", min_lr=0, by_epoch=False)
+        runner.register_training_hooks(policy, {})
+        runner.run([[vectors(i) for i in range(4)]], [("train", 1)])
+        return runner
+
+    looks = []
+    holds = Binding.holds
+    monkeypatch.setattr(Binding, "holds", lambda self: looks.append(1) or holds(self))
+    graphed = run("graph")
+    assert graph_of(graphed).num_calls == 18
+    assert len(looks) <= 3
+    for key, value in state_of(run("eager")).items():
+        torch.testing.assert_close(state_of(graphed)[key], value, rtol=1e-4, atol=1e-6)
 
 
 class Acts(Hook):
