@@ -78,6 +78,7 @@ def test_host_reads_are_told_of_and_tensor_hooks_refused():
     assert torch.Tensor.item(torch.ones(())) == 1
 
 
+@pytest.mark.slow  # test_graph.py compiles one all the way in the quick suite
 @pytest.mark.timeout(300)
 def test_a_compiled_graph_consumes_a_list_of_inputs(inductor_cache):
     def body(a, b):
