@@ -41,8 +41,11 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for name, least in (("sessions", 1), ("rounds", 2), ("budget", 1), ("threads", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be >= {least}, got {getattr(args, name)}")
+    if args.amp_dtype != "float32" or args.channels_last:
+        parser.error("--against compares at equal precision and layout: leave --amp-dtype and --channels-last out")
+    names = [name.strip() for name in args.against.split(",") if name.strip()]
     options = ContestOptions(
-        against=tuple(name.strip() for name in args.against.split(",") if name.strip()),
+        against=tuple(names),
         workload=args.config or args.workload or DEFAULT,
         budget_s=args.budget,
         **{key: getattr(args, key) for key in ("runner", "mode", "device", "threads", "workers", "seed", "sessions",

@@ -55,6 +55,7 @@ def _row(name: str, case: dict[str, Any], first: bool, base: bool) -> tuple[str,
         return (f"  {name}", "-", "", "", "", "")
     share = f"{case['limit_share']:.0%}" if case.get("limit_share") else ""
     sleeps = f"{case['sleep_per_epoch_s']:.0f} s/epoch" if case.get("sleep_per_epoch_s") else ""
+    sleeps = "removed" if sleeps and ":nosleep" in name else sleeps
     if "change" not in case:
         return (f"  {name}", duration(case["median_ns"]), "", "", share, sleeps)  # what the others are held against
     found = case["change"]

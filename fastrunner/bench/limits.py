@@ -1,6 +1,7 @@
 """What this machine can do at most, what a step needs at least, and what therefore stands in the way.
 
     arithmetic = FLOPs / rate of a large matrix product       memory = bytes of the update / bandwidth of a stream
+    overhead = operations * time of one that does nothing     (forward and backward; torch's dispatch and autograd)
     limit = arithmetic + memory + empty loop                  share = limit / measured time of an iteration
 
 The two do not overlap in an eager step: the update follows the backward pass. Activations are not counted, so the limit
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 STREAM_BYTES = 64 << 20  # of each array: beyond all caches
@@ -44,6 +46,7 @@ def measure_limits(device: torch.device, threads: int = 0) -> dict[str, Any]:
             "stream_bytes_per_s": stream(device),
             "flops_per_s": {name: matmul_rate(getattr(torch, name), device) for name in DTYPES},
             "empty_loop_s": empty_loop(),
+            "operation_s": operation(device),
         }
     finally:
         torch.set_num_threads(before)
@@ -75,6 +78,31 @@ def empty_loop(turns: int = 100_000) -> float:
     return best
 
 
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations, those of the backward pass too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operation(device: torch.device) -> float:
+    """Seconds of one operation on a handful of numbers, forward or backward: dispatch, autograd, nothing else."""
+    x = torch.ones(4, device=device, requires_grad=True)
+
+    def chain() -> None:
+        y = x
+        for _ in range(50):
+            y = y * 0.5
+        y.sum().backward()  # type: ignore[no-untyped-call]
+
+    with _Operations() as counted:  # type: ignore[no-untyped-call]
+        chain()
+    return _fastest(chain, device) / int(counted.count)
+
+
 def _fastest(work: Any, device: torch.device) -> float:
     best = float("inf")
     for _ in range(REPEATS):
@@ -91,7 +119,7 @@ def _fastest(work: Any, device: torch.device) -> float:
 def needs(model: nn.Module, batch: Any, optimizer: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs of forward and backward for one batch, bytes of clip and update, parameters. Gradients are dropped."""
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, _Operations() as operations:  # type: ignore[no-untyped-call]
         model.train_step(batch, None)["loss"].backward()  # type: ignore[operator]
     params = [p for p in model.parameters() if p.grad is not None]
     for p in params:
@@ -100,6 +128,7 @@ def needs(model: nn.Module, batch: Any, optimizer: Mapping[str, Any]) -> dict[st
     passes = kind["momentum"] if optimizer.get("momentum") and "momentum" in kind else kind["plain"]
     return {
         "flops": float(counter.get_total_flops()),
+        "operations": float(operations.count),
         "update_bytes": float(sum(passes * p.numel() * p.element_size() for p in params)),
         "num_parameters": float(sum(p.numel() for p in params)),
     }
@@ -126,15 +155,16 @@ def diagnose(
     least = limit_s(machine, need)
     parts = parts_ns or {}
     data, hooks = parts.get("data", 0.0) / 1e9, (parts.get("hooks", 0.0) + parts.get("logging", 0.0)) / 1e9
-    spent = {"data": data, "hooks": hooks, "arithmetic": least["arithmetic"], "memory": least["memory"]}
-    spent["overhead"] = max(0.0, iter_s - sum(spent.values()))
+    overhead = min(iter_s, need["operations"] * machine["operation_s"] + machine["empty_loop_s"])
+    spent = {"data": data, "hooks": hooks, "overhead": overhead, "memory": least["memory"]}
+    spent["arithmetic"] = max(0.0, iter_s - sum(spent.values()))  # in kernels, at the peak rate or below
     bottleneck = max(spent, key=lambda name: spent[name])
     share, mfu = sum(least.values()) / iter_s, least["arithmetic"] / iter_s
     sentences = [
         f"limit: {1e6 * sum(least.values()):,.4g} us an iteration; reached: {share:.0%}, MFU {mfu:.0%}",
         f"  {need['flops']:.3g} FLOP at {machine['flops_per_s']['float32'] / 1e9:,.0f} GFLOP/s, update "
         f"{need['update_bytes'] / 1e6:,.3g} MB at {machine['stream_bytes_per_s'] / 1e9:,.1f} GB/s",
-        f"bottleneck: {bottleneck} ({spent[bottleneck] / iter_s:.0%})",
+        f"bottleneck: {bottleneck} ({min(1.0, spent[bottleneck] / iter_s):.0%})",
         f"  what would help: {CHOICES[bottleneck]}",
     ]
     if bottleneck == "arithmetic":  # naming precision is only useful where it is faster here

@@ -76,6 +76,16 @@ def test_results_hold_everything_with_every_sample(results, runner):
     assert sum(value for phase, value in result["seconds"].items() if phase != "all") <= result["seconds"]["all"]
 
 
+def test_report_and_trace_of_a_single_run(tmp_path, capsys):
+    files = [tmp_path / name for name in ("out.html", "trace.json")]
+    options = [*SHORT, "--num-bench-iter", "40", "--no-tax", "--report", str(files[0]), "--trace", str(files[1])]
+    assert main(options) == 0
+    page = files[0].read_text()
+    assert "Where an iteration goes" in page
+    assert "cnn on digits" in page
+    assert any(event["name"] == "step" for event in json.loads(files[1].read_text())["traceEvents"])
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_report_fits_80_columns_and_says_it_all(results, runner):
     text = text_of(results[runner])

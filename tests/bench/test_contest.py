@@ -99,6 +99,7 @@ def test_exit_code_is_not_0_where_a_row_is_missing(result, tmp_path, monkeypatch
         (["--against", "raw", "--config", "none.py"], "the config none.py does not load: FileNotFoundError"),
         (["--against", "raw,keras"], "unknown runner 'keras'; choose from raw, fastrunner, mmcv"),
         (["--against", "mmcv:quick"], "mmcv has no variant 'quick'; choose from shipped, nosleep"),
+        (["--against", "raw", "--amp-dtype", "bfloat16"], "compares at equal precision"),
         (["--against", "raw", "--rounds", "1"], "--rounds must be >= 2, got 1"),
         (["--against", "raw", "--workload", "toy", "--mode", "system"], "toy has no data set"),
     ],

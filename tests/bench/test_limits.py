@@ -9,7 +9,12 @@ from torch import nn
 from fastrunner import supervised
 from fastrunner.bench.limits import CHOICES, diagnose, empty_loop, limit_s, measure_limits, needs
 
-MACHINE = {"stream_bytes_per_s": 1e10, "flops_per_s": {"float32": 1e11, "bfloat16": 3e11}, "empty_loop_s": 1e-8}
+MACHINE = {
+    "stream_bytes_per_s": 1e10,
+    "flops_per_s": {"float32": 1e11, "bfloat16": 3e11},
+    "empty_loop_s": 1e-8,
+    "operation_s": 1e-6,
+}
 
 
 def test_needs_of_a_linear_layer():
@@ -31,12 +36,22 @@ def test_needs_of_a_frozen_model():
     assert found["num_parameters"] == 4 * 2 + 2
 
 
+def test_operations_are_counted():
+    """Forward: t (of the weights), addmm, mse_loss; backward: ones_like, mse_loss_backward, t, mm, t, sum, view, ..."""
+    linear = supervised(nn.Linear(2, 2), nn.MSELoss())
+    deeper = supervised(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.MSELoss())
+    batch, sgd = dict(img=torch.rand(3, 2), gt_label=torch.rand(3, 2)), dict(type="SGD", lr=0.1)
+    one, two = (needs(model, batch, sgd)["operations"] for model in (linear, deeper))
+    assert 5 < one < two < 2.5 * one
+
+
 def test_measured_limits_are_there():
     threads = torch.get_num_threads()
     found = measure_limits(torch.device("cpu"), threads=1)
     assert found["stream_bytes_per_s"] > 0
     assert all(rate > 0 for rate in found["flops_per_s"].values())
     assert empty_loop(1000) > 0
+    assert found["operation_s"] > 0
     assert torch.get_num_threads() == threads
 
 
@@ -48,11 +63,11 @@ def test_limit():
 @pytest.mark.parametrize(
     ("need", "iter_s", "parts", "bottleneck"),
     [
-        ({"flops": 2e8, "update_bytes": 1e6}, 3e-3, None, "arithmetic"),
-        ({"flops": 1e7, "update_bytes": 2e7}, 3e-3, None, "memory"),
-        ({"flops": 1e5, "update_bytes": 1e3}, 1e-3, None, "overhead"),
-        ({"flops": 1e8, "update_bytes": 1e6}, 9e-3, {"data": 6e6, "hooks": 1e3}, "data"),
-        ({"flops": 1e7, "update_bytes": 1e6}, 5e-3, {"hooks": 2e6, "logging": 1e6, "data": 0}, "hooks"),
+        ({"flops": 2e8, "update_bytes": 1e6, "operations": 100}, 3e-3, None, "arithmetic"),
+        ({"flops": 1e7, "update_bytes": 2e7, "operations": 100}, 3e-3, None, "memory"),
+        ({"flops": 1e5, "update_bytes": 1e3, "operations": 800}, 1e-3, None, "overhead"),
+        ({"flops": 1e8, "update_bytes": 1e6, "operations": 100}, 9e-3, {"data": 6e6, "hooks": 1e3}, "data"),
+        ({"flops": 1e7, "update_bytes": 1e6, "operations": 9}, 5e-3, {"hooks": 2e6, "logging": 1e6}, "hooks"),
     ],
 )
 def test_bottleneck(need, iter_s, parts, bottleneck):
