@@ -16,12 +16,14 @@ CPP := $(filter %.h %.cpp,$(CSRC))
 bench: $(READY)  ## train a real model on real data, and say where the time went
 	$(BIN)/python -m fastrunner.bench $(BENCH_ARGS)
 
-# mmcv's setup.py needs an old setuptools, and torchvision has no build for this torch: the bench stands in for it.
+# mmcv's setup.py wants an older setuptools than torch does, so it has one for that moment. torchvision has no build for
+# this torch: the bench stands in for it.
 peers:  ## the runners that the bench compares with, in an environment of their own
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install -q torch==2.13.0 'setuptools<70' wheel
+	.venv-peers/bin/python -m pip install -q torch==2.13.0
+	.venv-peers/bin/python -m pip install -q 'setuptools<70' wheel
 	MMCV_WITH_OPS=0 .venv-peers/bin/python -m pip install -q --no-build-isolation mmcv==1.7.2
-	.venv-peers/bin/python -m pip install -q torch==2.13.0 -r benchmarks/peers.txt
+	.venv-peers/bin/python -m pip install -q torch==2.13.0 'setuptools>=77' -r benchmarks/peers.txt
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
