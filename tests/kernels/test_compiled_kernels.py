@@ -1,8 +1,8 @@
 """The kernels, compiled ahead of time for GPUs that are not there: nothing spills, and memory is moved 16 bytes a time.
 
 So it is on the path for aligned tensors: arrays of 16 bits beside float32 ones are moved 8 bytes a time, as many
-elements as of the others. The numbers are printed: ``pytest tests/kernels/test_compiled_kernels.py -s``. None of them says how
-fast anything is.
+elements as of the others. ``pytest tests/kernels/test_compiled_kernels.py -s`` prints the numbers. None of them says
+how fast anything is.
 """
 
 from __future__ import annotations
