@@ -44,6 +44,8 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.amp_dtype != "float32" or args.channels_last:
         parser.error("--against compares at equal precision and layout: leave --amp-dtype and --channels-last out")
     names = [name.strip() for name in args.against.split(",") if name.strip()]
+    if args.step != "fused" and not any(name.split(":")[0] == "fastrunner" for name in names):
+        names.insert(0, f"fastrunner:{args.step}")
     options = ContestOptions(
         against=tuple(names),
         workload=args.config or args.workload or DEFAULT,

@@ -86,6 +86,19 @@ def test_exit_code_is_not_0_where_a_row_is_missing(result, tmp_path, monkeypatch
     assert "cannot write /dev/full: " in capsys.readouterr().err
 
 
+def test_step_is_fastrunners_variant(result, monkeypatch, capsys):
+    seen = []
+
+    def fake(options: ContestOptions, say: object) -> dict:
+        seen.append(options.against)
+        return result
+
+    monkeypatch.setattr("fastrunner.bench.contest_main.contest", fake)
+    main(["--against", "raw", "--step", "eager"])
+    main(["--against", "fastrunner:graph,raw", "--step", "eager"])
+    assert seen == [("fastrunner:eager", "raw"), ("fastrunner:graph", "raw")]
+
+
 # Bad input.
 
 
