@@ -97,7 +97,7 @@ class Binding:
     def holds(self) -> bool:
         """Whether all of it still is what it was: to be asked after anybody's Python has run.
 
-        Cost: 0.1 us a tensor and 0.05 us a module.
+        Cost: 2 us a tensor; 80 us for a model of 18 modules and 36 tensors.
         """
         if self._surroundings != _surroundings() or any(m.training != mode for m, mode in self._modes):
             return False

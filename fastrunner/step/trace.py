@@ -19,7 +19,7 @@ from .outputs import Outputs
 from .terms import average, clip_coefficient, norm_of
 from .torch_private import Unfit, swapped, trace
 
-MAX_NODES = 12_000  # what inductor compiles in minutes; an LSTM unrolled over a long text has more
+MAX_NODES = 12_000  # a guess at what is worth compiling, not measured; an LSTM unrolled over a long text has more
 OWN = ("/torch/", "/fastrunner/", "<frozen", "<string>", "/contextlib.py", "/unittest/mock.py")
 
 

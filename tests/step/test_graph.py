@@ -388,7 +388,7 @@ def test_recipes_can_take_turns(optimizer):
         assert torch.equal(state_of(runner)[key], value)
 
 
-def test_dropout_is_reproducible_and_a_resume_exact(tmp_path):
+def test_dropout_is_reproducible_and_a_resume_equal_to_rounding(tmp_path):
     def run(iters, resume=None, seed=3):
         runner, losses = make(MLP, "graph", iters)
         runner.work_dir = str(tmp_path)
