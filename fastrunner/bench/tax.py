@@ -72,14 +72,7 @@ def noop_tax(
         log_interval: log every so many iterations; None: nothing is due in the timed iterations.
         hooks: makes further hooks, with their priorities, for each run.
     """
-    configs = _nothing_due(log_interval)
-
-    def by_runner(window: Window) -> None:
-        model, optimizer = _noops()
-        made = make_runner(_plan(runner, window), model, optimizer, work_dir, logger, **configs)
-        for hook, priority in hooks():
-            made.register_hook(hook, priority)
-        made.run([window], [("train", 1)])
+    by_runner = _noop_run(runner, work_dir, logger, log_interval, hooks)
 
     def by_hand(window: Window) -> None:
         model, optimizer = _noops()
@@ -91,6 +84,38 @@ def noop_tax(
             optimizer.clipped_step(MAX_NORM)
 
     return _compare(by_hand, by_runner, [{}], num_iters, rounds, None)
+
+
+def hooks_tax(
+    runner: str,
+    hooks: Callable[[], Sequence[tuple[Hook, int | str]]],
+    *,
+    num_iters: int,
+    rounds: int,
+    work_dir: Path,
+    logger: logging.Logger,
+) -> dict[str, Any]:
+    """What further hooks add to the default ones, over the same step: "bare" is the runner without them."""
+    without, with_them = (_noop_run(runner, work_dir, logger, None, more) for more in (tuple, hooks))
+    return _compare(without, with_them, [{}], num_iters, rounds, None)
+
+
+def _noop_run(
+    runner: str,
+    work_dir: Path,
+    logger: logging.Logger,
+    log_interval: int | None,
+    hooks: Callable[[], Sequence[tuple[Hook, int | str]]],
+) -> Callable[[Window], None]:
+    def by_runner(window: Window) -> None:
+        model, optimizer = _noops()
+        plan = _plan(runner, window)
+        made = make_runner(plan, model, optimizer, work_dir, logger, **_nothing_due(log_interval))
+        for hook, priority in hooks():
+            made.register_hook(hook, priority)
+        made.run([window], [("train", 1)])
+
+    return by_runner
 
 
 def _noops() -> tuple[NoopModel, NoopOptimizer]:
