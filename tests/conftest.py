@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ NUM_THREADS = 1  # two threads that wait for each other crawl where something el
 # kernels are defined, so it is set before any test is. With a GPU, the same tests run the compiled kernels there.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell starts background jobs with SIGINT ignored; tests that raise it need Python's own handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
