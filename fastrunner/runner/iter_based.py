@@ -85,9 +85,12 @@ class IterBasedRunner(BaseRunner):
                 self._train_quietly(loader, iters, alone)
 
     def _train_quietly(self, loader: IterLoader, iters: int, alone: bool) -> None:
-        """Go on as ``train`` does for as long as nobody is called: until the next due point, or the entry's end."""
+        """Go on as ``train`` does until the next due point, or the entry's end.
+
+        Hooks that are always called act within ``plan.quiet``: they may shorten the run.
+        """
         plan, model, next_batch = self.current_plan(), self.model, loader.__next__
-        while self._iter < plan.next_due and model.training:
+        while self._iter < plan.next_due and self._iter < self._max_iters and model.training:  # type: ignore[operator]
             if self._inner_iter >= iters:
                 if not alone:
                     return

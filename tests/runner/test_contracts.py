@@ -154,6 +154,15 @@ def test_a_limit_that_grows_in_the_run(kind):
     assert runner.iter == 6
 
 
+def test_a_limit_that_shrinks_in_the_run():
+    """Nothing but the user's hook acts for a while, so the loop has no other reason to look up."""
+    runner = IterBasedRunner(model := TinyModel(), optimizer=FusedSGD(model.parameters(), lr=0.1), max_iters=20)
+    runner.register_training_hooks(dict(policy="fixed", by_epoch=False), {}, None, None)
+    runner.register_hook(ClosureHook("after_train_iter", lambda r: setattr(r, "_max_iters", 6)))
+    runner.run([batches(3)], [("train", 1)])
+    assert runner.iter == 6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_model_and_optimizer_after_construction(kind):
     runner = make(kind)
