@@ -14,6 +14,13 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     return [spelled[each] for each in difflib.get_close_matches(name.lower(), spelled, n=count)]
 
 
+def misspelt(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` almost surely was to be: a letter or two differ. None for a name that is known."""
+    names = list(known)
+    close = [] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+    return close[0] if close else None
+
+
 def unknown_keys(given: Iterable[str], known: Iterable[str]) -> str:
     """The end of a message about keys that nobody knows, or nothing: the nearest for one of them, else all that are
     known."""
@@ -51,4 +58,4 @@ def takes_any(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
-__all__ = ["check_keys", "nearest", "parameters", "takes_any", "unknown_keys"]
+__all__ = ["check_keys", "misspelt", "nearest", "parameters", "takes_any", "unknown_keys"]

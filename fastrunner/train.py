@@ -9,6 +9,9 @@
 
 Python configs are executed: run only those that you trust. YAML and JSON configs are read safely. ``custom_imports``
 imports your modules, which register their classes. :func:`build` is the same without the command line.
+
+Variables of the config's own are left alone. A key that nearly is one of those above, an option for a key that neither
+they nor the file have, and an unknown key of ``data`` are errors.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 import os.path as osp
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,9 +40,15 @@ from .optim import build_optimizer
 from .registry import DATASETS, MODELS, build_from_cfg
 from .runner import build_runner
 from .runner.utils import get_time_str
+from .spelling import check_keys, misspelt
 from .step.config import RECIPES, make_config
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+KEYS = (
+    "model", "data", "optimizer", "optimizer_config", "lr_config", "momentum_config", "checkpoint_config", "log_config",
+    "evaluation", "custom_hooks", "runner", "workflow", "load_from", "resume_from", "work_dir", "seed", "log_level",
+    "custom_imports", "dist_params", "find_unused_parameters",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,13 +69,16 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     Modules are looked for in the current folder too, as ``python -m`` does.
 
     Raises:
-        FileNotFoundError, OSError, SyntaxError, KeyError: as :meth:`Config.fromfile` says; the message names the file.
+        FileNotFoundError, OSError, SyntaxError: as :meth:`Config.fromfile` says; the message names the file.
+        KeyError: a key that is misspelt, or an option that nobody knows.
         ValueError: a key that a run needs is missing.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     cfg = Config.fromfile(path)
+    own = set(cfg.keys())
     cfg.merge_from_dict(options or {})
+    check_names(cfg, own, path)
     for key, example in (
         ("model", 'dict(type="SmallCNN")'),
         ("data", 'dict(samples_per_gpu=64, workers_per_gpu=2, train=dict(type="Digits"))'),
@@ -77,6 +89,19 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         if key not in cfg:
             raise ValueError(f"{path} has no {key!r}, e.g. {key} = {example}")
     return cfg
+
+
+def check_names(cfg: Config, own: Collection[str], path: str) -> None:
+    """Raise KeyError for names that nobody would read; ``own`` are those that the file at ``path`` has."""
+    check_keys([key for key in cfg if key not in own], [*KEYS, *own], "the config, to which an option is given,")
+    for key in own:
+        meant = misspelt(key, KEYS)
+        if meant and meant not in own:
+            raise KeyError(f"{path}: {key} is not read; did you mean {meant}? If not, give it another name")
+    if isinstance(cfg.get("data"), dict):
+        modes = dict.fromkeys(["train", "val", "test", *(str(entry[0]) for entry in cfg.get("workflow", []))])
+        loaders = [f"{mode}_dataloader" for mode in modes]
+        check_keys(cfg.data, ["samples_per_gpu", "workers_per_gpu", *modes, *loaders], f"{path}: data")
 
 
 def build(
@@ -207,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     meta = dict(config=cfg.pretty_text, seed=cfg.seed, exp_name=osp.basename(args.config), env_info=str(environment))
     job = build(cfg, work_dir=work_dir, logger=logger, meta=meta, validate=not args.no_validate)
+    job.runner.timestamp = timestamp  # the .log.json beside the .log, by the same name
     latest = osp.join(work_dir, "latest.pth")
     resume_from = args.resume_from or cfg.get("resume_from")
     if args.auto_resume and osp.exists(latest):

@@ -98,6 +98,8 @@ def test_the_command_under_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [r["epoch"] for r in records(tmp_path) if r.get("mode") == "val"] == [1, 2]
     assert os.path.exists(tmp_path / "epoch_2.pth")
+    (text,), (as_json,) = (list(tmp_path.glob(f"*{end}")) for end in (".log", ".log.json"))
+    assert as_json.name == f"{text.name}.json"  # one run, one name
 
 
 CONFIG = dict(
@@ -203,6 +205,30 @@ def test_bad_configs(change, error, says):
     path = write({key: value for key, value in config.items() if value is not None})
     with pytest.raises(error, match=says):
         main([path, "--work-dir", "out"])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        (dict(evalution=dict(interval=1)), {}, r"config\.yaml: evalution is not read; did you mean evaluation\?"),
+        (dict(optimizer_confg={}), {}, r"did you mean optimizer_config\?"),
+        ({}, {"optimzer.lr": 1.0}, "no optimzer; did you mean optimizer instead of optimzer"),
+        ({}, {"banana": 1}, "no banana"),
+        ({}, {"data.samples_per_gpus": 8}, "data has no samples_per_gpus; did you mean samples_per_gpu"),
+        (dict(data={**CONFIG["data"], "vall": {}}), {}, "data has no vall; did you mean val"),
+    ],
+)
+def test_names_that_nobody_would_read(change, options, says):
+    with pytest.raises(KeyError, match=says):
+        load_config(write({**CONFIG, **change}), options)
+
+
+def test_variables_of_a_config_are_left_alone():
+    own = dict(data_root="x", dataset_type="y", img_norm_cfg={}, optimizers=[1], fp16=None, total_epochs=3)
+    options = {"dataset_type": "z", "evaluation.interval": 3, "data.test.type": "Digits"}
+    cfg = load_config(write({**CONFIG, **own}), options)
+    assert cfg.dataset_type == "z"
+    assert cfg.evaluation.interval == 3
 
 
 def test_bad_commands(capsys):

@@ -17,6 +17,7 @@ from ..checkpoint.state import rng_state, set_rng_state
 from ..data.loader import check_source
 from ..dist import get_dist_info
 from ..engine import multi_gpu_test, single_gpu_test
+from ..spelling import check_keys, parameters, takes_any
 from .best import COMPARE, WORST, find_rule, keys_of, plain_score, remove_file
 from .ema import averaged_weights
 from .folders import check_local, run_folder
@@ -127,6 +128,7 @@ class EvalHook(Hook):
                 f"the loader's data set has no evaluate(results, logger, ...); give {type(self).__name__} one: "
                 "evaluate=lambda results: dict(acc=...)"
             )
+        self._check_options()
         warn_of_no_epochs(self, runner, "it will evaluate nothing")
         self.out_dir = run_folder(runner, self._given_out_dir)
         if self.out_dir != runner.work_dir:
@@ -142,6 +144,16 @@ class EvalHook(Hook):
             self.best_ckpt_path = runner.meta.setdefault("hook_msgs", {}).get(self._best_names[1])
             self._catch_up(runner)
         self._resumed = False
+
+    def _check_options(self) -> None:
+        """Raise KeyError for options that neither the hook nor the evaluation knows: now, not when it is due."""
+        own = type(self).evaluate is not EvalHook.evaluate or "evaluate" in self.__dict__
+        if not self.eval_kwargs or own:
+            return
+        evaluate = self.evaluate_fn or self.dataloader.dataset.evaluate
+        if not takes_any(evaluate):
+            known = (*parameters(type(self)), *parameters(evaluate))
+            check_keys(self.eval_kwargs, known, f"{type(self).__name__}, with its evaluation,")
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
         if self.by_epoch:

@@ -456,6 +456,13 @@ def test_what_can_only_be_known_in_the_run():
     hook = EvalHook(batches(1), save_best="accuracy", evaluate=lambda r: dict(acc=1.0))
     with pytest.raises(KeyError, match=r"save_best='accuracy' is not among the scores \['acc'\]"):
         make(EpochBasedRunner, hook, work_dir="two").run([batches(1)], [("train", 1)])
+    for name in ("save_bst", "save_best_"):  # an option that would be handed on to an evaluation that does not know it
+        hook = EvalHook(batches(1), **{name: "acc"}, evaluate=lambda results, metric=None: dict(acc=1.0))
+        with pytest.raises(KeyError, match=rf"EvalHook.* has no {name}; did you mean save_best instead of {name}\?"):
+            make(EpochBasedRunner, hook, work_dir="three").run([batches(1)], [("train", 1)])
+        assert hook.initial_flag  # it is said before the first iteration
+    hook = EvalHook(batches(1), metric="x", evaluate=lambda results, metric=None: dict(acc=1.0))
+    make(EpochBasedRunner, hook, work_dir="three", length=1).run([batches(1)], [("train", 1)])
     with pytest.raises(ValueError, match="3 results for 355 samples"):
         Digits("val").evaluate([torch.ones(10)] * 3)
 
