@@ -362,7 +362,10 @@ class DictAction(Action):
             return tuple(items) if ends == "()" else items
         if "," not in value:
             return DictAction._parse_int_float_bool(value)
-        return [DictAction._parse_iterable(part) for part in _split_at_commas(value)]
+        parts = _split_at_commas(value)
+        if parts == [value]:  # brackets behind a word: dict(a=1,b=2)
+            raise ValueError(f"{value} is no number, text, list or tuple; set the keys of a dict one by one: key.a=1")
+        return [DictAction._parse_iterable(part) for part in parts]
 
 
 def _split_at_commas(text: str) -> list[str]:

@@ -6,6 +6,8 @@
                 train_dataloader=dict(drop_last=True))             # what differs between the loaders
     optimizer, optimizer_config, lr_config, momentum_config, checkpoint_config, log_config, evaluation, custom_hooks,
     runner, workflow, load_from, resume_from, work_dir, seed, log_level, custom_imports, dist_params
+    fp16 = dict(loss_scale=512.0)                                  # Fp16OptimizerHook instead of OptimizerHook
+    total_epochs = 12                                              # older configs: runner = EpochBasedRunner
 
 Python configs are executed: run only those that you trust. YAML and JSON configs are read safely. ``custom_imports``
 imports your modules, which register their classes. :func:`build` is the same without the command line.
@@ -47,7 +49,7 @@ LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 KEYS = (
     "model", "data", "optimizer", "optimizer_config", "lr_config", "momentum_config", "checkpoint_config", "log_config",
     "evaluation", "custom_hooks", "runner", "workflow", "load_from", "resume_from", "work_dir", "seed", "log_level",
-    "custom_imports", "dist_params", "find_unused_parameters",
+    "custom_imports", "dist_params", "find_unused_parameters", "fp16", "total_epochs",
 )  # fmt: skip
 
 
@@ -79,6 +81,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     own = set(cfg.keys())
     cfg.merge_from_dict(options or {})
     check_names(cfg, own, path)
+    take_total_epochs(cfg, path)
     for key, example in (
         ("model", 'dict(type="SmallCNN")'),
         ("data", 'dict(samples_per_gpu=64, workers_per_gpu=2, train=dict(type="Digits"))'),
@@ -89,6 +92,29 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         if key not in cfg:
             raise ValueError(f"{path} has no {key!r}, e.g. {key} = {example}")
     return cfg
+
+
+def take_total_epochs(cfg: Config, path: str) -> None:
+    """``total_epochs`` of older configs becomes the runner; beside a runner it must say the same."""
+    if "total_epochs" not in cfg:
+        return
+    epochs = cfg.total_epochs
+    if "runner" not in cfg:
+        cfg.runner = dict(type="EpochBasedRunner", max_epochs=epochs)
+    elif cfg.runner.get("max_epochs", epochs) != epochs:
+        raise ValueError(
+            f"{path}: total_epochs is {epochs}, but runner.max_epochs is {cfg.runner.max_epochs}; keep one"
+        )
+
+
+def optimizer_config(cfg: Config) -> Any:
+    """The config of the optimizer's hook: with ``fp16`` that of Fp16OptimizerHook, as the OpenMMLab projects do."""
+    config = cfg.get("optimizer_config", {})
+    if cfg.get("fp16") is None:
+        return config
+    if "type" in config:
+        raise ValueError(f"fp16 chooses Fp16OptimizerHook, but optimizer_config says type={config['type']!r}; keep one")
+    return {"type": "Fp16OptimizerHook", **config, **cfg.fp16}
 
 
 def check_names(cfg: Config, own: Collection[str], path: str) -> None:
@@ -127,7 +153,7 @@ def build(
     )
     runner.register_training_hooks(
         cfg.lr_config,
-        cfg.get("optimizer_config", {}),
+        optimizer_config(cfg),
         cfg.get("checkpoint_config"),
         cfg.get("log_config"),
         cfg.get("momentum_config"),

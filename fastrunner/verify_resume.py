@@ -201,13 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--more", type=_count, default=10, help="iterations after it (default: 10)")
     parser.add_argument("--seed", type=int, help="default: the config's, else a drawn one")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         cfg = load_config(args.config, args.cfg_options)
         cfg.seed = choose_seed(args.seed if args.seed is not None else cfg.get("seed"))
         print(f"{args.config}, seed {cfg.seed}: {args.at} + {args.more} iterations, whole and resumed", flush=True)
         lines = verify(cfg, args.at, args.more)
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, ImportError, RuntimeError) as error:
         print(f"could not be tried: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     if not lines:

@@ -509,6 +509,7 @@ def test_dict_action_reads_options_into_a_dict(parser):
     [
         ("depth", "--cfg-options takes KEY=VALUE, got 'depth'"),
         ("a=[1,2", r"Imbalanced brackets exist in \[1,2"),
+        ("a=dict(b=1,c=2)", r"dict\(b=1,c=2\) is no number, text, list or tuple"),
         ("a=[1,2)", r"Imbalanced brackets exist in \[1,2\)"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrunner import HOOKS, MODELS, Config
+from fastrunner import HOOKS, MODELS, Config, OptimizerHook
 from fastrunner.model.parallel import MMDataParallel
 from fastrunner.train import build, build_model, choose_seed, load_config, main
 
@@ -173,6 +173,25 @@ def test_evaluation_and_hooks_of_the_config(monkeypatch):
     with pytest.raises(TypeError, match="no evaluate"):
         job.run()
     assert build(load_config(write(config)), work_dir="out", validate=False).runner.hooks[-1].priority < 90
+
+
+def test_fp16_and_total_epochs_of_older_configs():
+    """What mmdet's and mmcls' configs say at top level is not silently left out."""
+    config = {key: value for key, value in CONFIG.items() if key != "runner"}
+    config |= dict(total_epochs=2, fp16=dict(loss_scale=8.0), optimizer_config=dict(grad_clip=dict(max_norm=1.0)))
+    job = build(load_config(write(config)), work_dir="out")
+    (hook,) = (hook for hook in job.runner.hooks if isinstance(hook, OptimizerHook))
+    assert type(hook).__name__ == "Fp16OptimizerHook"
+    assert hook.grad_clip == dict(max_norm=1.0)
+    job.run()
+    assert (job.runner.epoch, type(job.runner).__name__) == (2, "EpochBasedRunner")
+
+    both = {**CONFIG, "total_epochs": 2, "runner": dict(type="EpochBasedRunner", max_epochs=3)}
+    with pytest.raises(ValueError, match=r"total_epochs is 2, but runner\.max_epochs is 3"):
+        load_config(write(both))
+    twice = {**config, "optimizer_config": dict(type="OptimizerHook")}
+    with pytest.raises(ValueError, match="fp16 chooses Fp16OptimizerHook"):
+        build(load_config(write(twice)), work_dir="out")
 
 
 @pytest.mark.cuda

@@ -126,6 +126,8 @@ def test_what_cannot_be_tried(capsys):
     with pytest.raises(SystemExit):
         main([write(), "--at", "0"])
     assert "must be >= 1" in capsys.readouterr().err
+    assert main(["config.yaml", "--cfg-options", "runner=dict(type='EpochBasedRunner',max_epochs=3)"]) == 2
+    assert "is no number, text, list or tuple" in capsys.readouterr().err
 
 
 def test_digests_see_every_bit():
