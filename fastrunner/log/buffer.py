@@ -23,6 +23,7 @@ STRETCH = 1024  # rows between two looks at the size of the histories
 # (count, vars), or of a whole iteration (count, log_vars, data_time, time) and, where it clips, grad_norm
 Row = tuple[Any, ...]
 _VARS = itemgetter(1)
+_OURS = frozenset(("data_time", "time", "grad_norm"))  # keys that a row of a whole iteration adds to log_vars
 Names = tuple[str, ...]
 
 
@@ -182,6 +183,8 @@ def _runs(rows: list[Row]) -> list[list[Row]]:
 
 def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
     """(key, values, counts) of rows with the same keys, in the order MMCV's hooks log them."""
+    if len(rows) > 1 and len(rows[0]) > 2 and not _OURS.isdisjoint(rows[0][1]):
+        return [column for row in rows for column in _columns([row])]  # a key that both log: one after the other
     check_dict(rows[0][1])  # where the plan appended it, nobody has looked yet
     counts = [row[0] for row in rows]
     columns = [(name, [row[1][name] for row in rows], counts) for name in rows[0][1]]

@@ -86,7 +86,7 @@ def last_means(histories: list[History], n: int) -> list[np.float64]:
     for length, places in by_length.items():  # all of one length at once; a row is summed as numpy sums a vector
         last = slice(-length, None)
         values = np.fromiter(chain.from_iterable([histories[i].floats()[last] for i in places]), np.float64)
-        counts = np.fromiter(chain.from_iterable([histories[i].counts[last] for i in places]), np.int64)
+        counts = np.fromiter(chain.from_iterable([histories[i].counts[last] for i in places]), np.float64)
         shape = len(places), length
         totals = counts.reshape(shape).sum(axis=1)
         sums = (values * counts).reshape(shape).sum(axis=1)
@@ -94,7 +94,7 @@ def last_means(histories: list[History], n: int) -> list[np.float64]:
     return [means[i] for i in range(len(histories))]
 
 
-def _quotients(sums: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
+def _quotients(sums: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
     """``sums / totals``; NaN where there is no weight at all."""
     with np.errstate(invalid="ignore"):
         return sums / totals

@@ -70,6 +70,8 @@ class LogWriter:
 
         Raises: what a job raised.
         """
+        if self._thread is not None:
+            self._idle.wait()  # first: a job that logs has to know that it is in the thread
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)

@@ -74,7 +74,7 @@ class DuePoints:
 
 def _ask(hook: Any, runner: BaseRunner) -> int:
     at = hook.due(runner)
-    if not isinstance(at, int):
+    if not isinstance(at, int) or isinstance(at, bool):
         raise TypeError(
             f"{type(hook).__name__}.due must return the number of the next iteration to be called at, got {at!r}"
         )

@@ -87,10 +87,11 @@ class IterBasedRunner(BaseRunner):
     def _train_quietly(self, loader: IterLoader, iters: int, alone: bool) -> None:
         """Go on as ``train`` does until the next due point, or the entry's end.
 
-        Hooks that are always called act within ``plan.quiet``: they may shorten the run.
+        That is before ``_max_iters``. Hooks that are always called act within ``plan.quiet``; what they write makes the
+        next iteration a due one.
         """
         plan, model, next_batch = self.current_plan(), self.model, loader.__next__
-        while self._iter < plan.next_due and self._iter < self._max_iters and model.training:  # type: ignore[operator]
+        while self._iter < plan.next_due and model.training:
             if self._inner_iter >= iters:
                 if not alone:
                     return

@@ -61,6 +61,16 @@ class Planned:
         self._hook_list = HookList(hooks, self._plan_is_stale)
         self._plan_is_stale()
 
+    @property
+    def _max_iters(self) -> int | None:
+        return self._length
+
+    @_max_iters.setter
+    def _max_iters(self, length: int | None) -> None:
+        self._length = length
+        if self._plan is not None:
+            self._plan.somebody_acted()  # what is due may depend on it, and the loop stops there
+
     def _pass_on(self, kwargs: dict[str, Any]) -> None:
         """Let train_step have these arguments of run() or train()."""
         if kwargs != self.run_kwargs:

@@ -199,3 +199,22 @@ def test_averages_of_several_keys_have_the_bits_of_one_by_one(columns):
     counts = np.arange(1, length + 1)
     each = [np.sum(np.array(c[:length]) * counts) / np.sum(counts) for c in columns]
     assert last_means(histories, 0) == each
+
+
+@pytest.mark.parametrize("key", ["grad_norm", "time", "data_time"])
+def test_a_key_that_the_model_logs_too_keeps_the_order_it_came_in(key):
+    whole_rows, single = LogBuffer(), LogBuffer()
+    for i in range(5):
+        whole_rows.append((2, {key: 100.0 + i, "loss": 1.0}, 0.5, 1.5, 2.0 * i))
+        for vars, count in (({"data_time": 0.5}, 1), ({key: 100.0 + i, "loss": 1.0}, 2), ({"grad_norm": 2.0 * i}, 2), ({"time": 1.5}, 1)):  # fmt: skip # noqa: E501
+            single.update(vars, count)
+    assert whole_rows.val_history == single.val_history
+    assert whole_rows.n_history == single.n_history
+
+
+def test_counts_need_not_be_whole():
+    buffer = LogBuffer()
+    buffer.update({"loss": 1.0}, 0.5)
+    buffer.update({"loss": 4.0}, 1.0)
+    buffer.average()
+    assert buffer.output["loss"] == 3.0

@@ -134,3 +134,12 @@ def test_what_a_users_hook_prints_comes_after_what_was_logged():
     runner.register_hook(Prints(), "HIGHEST")
     runner.run([batches()], [("train", 1)])
     assert runner.seen == [("hook", 4, 4), ("hook", 8, 8), ("hook", 12, 12)]
+
+
+def test_closing_waits_for_a_job_that_logs_itself():
+    writer, logger, lines = make()
+    for i in range(200):  # whichever of the two is first
+        writer.deferring = True
+        writer.submit(lambda i=i: logger.info(str(i)))
+        writer.close()
+    assert [line for line, _ in lines] == [str(i) for i in range(200)]

@@ -153,7 +153,7 @@ def test_subclasses_and_mocks_are_not_trusted():
     assert [says_when(h) for h in (Sub(), shadowed, Hook())] == [False] * 3
 
 
-@pytest.mark.parametrize("at", [None, 2.5, "soon"])
+@pytest.mark.parametrize("at", [None, 2.5, "soon", True])
 def test_a_due_that_is_not_a_number_is_named(at):
     class Vague(Hook):
         def due(self, runner):

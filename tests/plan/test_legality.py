@@ -590,3 +590,43 @@ def test_no_batch_is_made_before_a_hook_could_change_the_data(hooks, monkeypatch
     assert not loader.prefetch_over_epoch_end  # given back
     monkeypatch.setattr(fastrunner.plan.run_plan, "refuse_prefetch", nothing)
     assert (weights("on") == plain) == (ChangesTheData not in hooks)
+
+
+class Shortens(Hook):
+    """Every hook and step may end a run early by writing its length."""
+
+    def after_train_iter(self, runner):
+        if runner.iter == 4:
+            runner._max_iters = 8
+
+
+class ShortensDue(Shortens):
+    def due(self, runner):
+        return 4 if runner.iter <= 4 else 10**9
+
+
+class ShortensItself(TinyModel):
+    runner: Any = None
+    count = 0
+
+    def train_step(self, data_batch, optimizer=None, **kwargs):
+        self.count += 1
+        if self.count == 5:
+            self.runner._max_iters = 8
+        return super().train_step(data_batch, optimizer, **kwargs)
+
+
+@pytest.mark.parametrize("plan", ["on", "off"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(hooks=lambda seen: [(Shortens(), "NORMAL")]),
+        Scenario(hooks=lambda seen: [(ShortensDue(), "NORMAL")]),
+        Scenario(model=lambda seen: ShortensItself(), hooks=lambda seen: [(Introduces(), "NORMAL")]),
+    ],
+    ids=["always called", "due", "the model"],
+)
+def test_the_length_of_a_run_may_be_written_at_any_time(scenario, plan, monkeypatch):
+    observed = scenario.observe(plan, monkeypatch)
+    assert observed["counters"][0] == 8
+    assert "iter_8.pth" in observed["files"]  # save_last
