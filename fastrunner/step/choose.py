@@ -67,13 +67,14 @@ class Step:
         """Whole iterations with these terms; None where the recipe has none."""
         if self.config.recipe not in ("graph", "auto"):
             return None
-        from .graph import GraphStep  # not before somebody asks for a compiler
+        from .auto import Beside  # not before somebody asks for a compiler
+        from .graph import GraphStep
 
         model, optimizer = self._made_for
         key = (max_norm, id(ema))
         if key not in self._graphs:
-            auto = self.config.recipe == "auto"
-            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema, auto)
+            beside = Beside() if self.config.recipe == "auto" else None
+            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema, beside)
         return self._graphs[key]
 
     def close(self) -> None:

@@ -7,18 +7,16 @@ leave behind (``.grad``), the recipe below runs the iteration; weights and state
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .background import Job
+from .auto import Beside
 from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
 from .torch_private import Unfit, compile_graph, missing
@@ -27,8 +25,6 @@ from .verify import verify
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
-GAIN = 0.05  # what a graph has to save of an iteration before ``auto`` takes it
-MEASURED = 5  # iterations of either kind that this is measured on
 MAX_SHAPES = 256  # kinds of batches that are counted
 RECURS = 3  # a shape that is not the first is compiled when it comes for the third time: a tail batch does not
 
@@ -54,7 +50,8 @@ class GraphStep:
         warn: told once for each reason why there is no graph.
         max_norm: clip to it; None: do not.
         ema: EMAHook, whose average is taken with the update; None: there is none.
-        auto: compile in another process while the recipe below trains, and take over only where that pays.
+        beside: compiles in another process while the recipe below trains, and lets a graph take over only where that
+            pays; None: compile here and now.
     """
 
     def __init__(
@@ -65,11 +62,9 @@ class GraphStep:
         warn: Callable[[str], None],
         max_norm: float | None = None,
         ema: Any = None,
-        auto: bool = False,
+        beside: Beside | None = None,
     ) -> None:
-        self._auto = auto
-        self._jobs: dict[Any, Job | None] = {}  # by key; None: it has ended
-        self._below_s: list[float] = []  # how long the newest iterations on the recipe below took
+        self._beside = beside
         self._model, self._step, self._optimizer = model, step, optimizer
         self._warn, self._max_norm, self._ema = warn, max_norm, ema
         self._graphs: OrderedDict[Any, Compiled] = OrderedDict()
@@ -81,7 +76,6 @@ class GraphStep:
         self._refused: dict[Any, str] = {}  # by batch; under None: whatever the batch
         self._look = False  # what the next iteration moves
         self.num_compiles = self.num_calls = 0
-        self.measured = ""
 
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next graph."""
@@ -89,7 +83,7 @@ class GraphStep:
 
     def explain(self) -> list[str]:
         """How many graphs there are and how often they ran, and why there are no others."""
-        lines = [self.measured] if self.measured else []
+        lines = [] if self._beside is None else self._beside.explain()
         lines += [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
         return lines + sorted({f"no graph: {why}" for why in self._refused.values()})
 
@@ -105,7 +99,7 @@ class GraphStep:
         except TypeError as error:
             self._refuse(None, str(error))
             return None
-        if key[0] in self._refused or (key in self._jobs and self._waits(key)):
+        if key[0] in self._refused or (self._beside is not None and self._waits(self._beside, key)):
             return None
         if self._doubtful and not self._settle():
             return None
@@ -131,16 +125,14 @@ class GraphStep:
         look, self._look = self._look, False
         self._doubtful = True  # what it left in .grad is let go before the next graph
         if not look:
-            begin = time.perf_counter()
-            below(runner)
-            if self._auto:
-                self._below_s = [*self._below_s[-7:], time.perf_counter() - begin]
-            return
+            if self._beside is None:
+                return below(runner)
+            return self._beside.clock(below, runner)
         before = SilentState(self._model)
         below(runner)
         if moved := before.moved():
             self._refuse(None, moved[0])
-        return
+        return None
 
     def _settle(self) -> bool:
         """Whether the binding holds, or could be made anew."""
@@ -166,8 +158,8 @@ class GraphStep:
     def _prepare(self, key: Any, batch: Any) -> Compiled | None:
         """A graph for this batch, now if its time has come; None: not now."""
         shape = key[0]
-        if key in self._jobs:
-            return self._take_over(key, batch)
+        if self._beside is not None and self._beside.knows(key):
+            return self._take_over(self._beside, key, batch)
         seen = self._seen[shape] = self._seen.get(shape, 0) + 1
         if len(self._seen) > MAX_SHAPES:
             self._refuse(None, f"{MAX_SHAPES} kinds of batches came: other shapes, or values that are no tensors")
@@ -184,8 +176,8 @@ class GraphStep:
             self._refuse(None, f"{MAX_COMPILES} graphs were made for other shapes")
             return None
         self.num_compiles += 1
-        if self._auto:
-            self._begin(key, batch)
+        if self._beside is not None:
+            self._begin(self._beside, key, batch)
             return None
         return self._try(key, batch)
 
@@ -204,7 +196,7 @@ class GraphStep:
             return None
         return graph
 
-    def _begin(self, key: Any, batch: Any) -> None:
+    def _begin(self, beside: Beside, key: Any, batch: Any) -> None:
         """Start compiling in another process."""
         if lacks := missing():
             self._refuse(None, lacks)
@@ -214,7 +206,7 @@ class GraphStep:
             traced = trace_step(binding, batch, self._max_norm, self._step, averages=key[1])
             leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
             self._binding = binding
-            self._jobs[key] = Job(traced.graph, [*binding.static, *leaves])
+            beside.begin(key, traced.graph, [*binding.static, *leaves])
         except Unfit as error:
             if not error.passing:
                 self._refuse(key[0], str(error))
@@ -222,49 +214,32 @@ class GraphStep:
         except Exception as error:  # a full disk, a graph that cannot be handed over
             self._refuse(key[0], f"the compiling process could not start: {type(error).__name__}: {error}")
 
-    def _waits(self, key: Any) -> bool:
+    def _waits(self, beside: Beside, key: Any) -> bool:
         """Whether a graph is still being compiled; a reason is noted where that failed."""
-        job = self._jobs[key]
-        if job is None:
-            return False
-        why = job.poll()
-        if why is None:
-            return True
-        self._jobs[key] = None
+        why = beside.poll(key)
         if why:
             self._refuse(key[0], why)
-        return bool(why)
+        return why != ""
 
-    def _take_over(self, key: Any, batch: Any) -> Compiled | None:
-        """The graph that was compiled elsewhere, if it is worth it: by more than ``GAIN`` on this batch."""
-        if len(self._below_s) < MEASURED:
+    def _take_over(self, beside: Beside, key: Any, batch: Any) -> Compiled | None:
+        """The graph that was compiled elsewhere, if it is worth it on this batch."""
+        if not beside.has_clocked:
             return None
         graph = self._try(key, batch)
         if graph is None:
             return None
         assert self._binding is not None
         leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        inputs = [tensor.clone() for tensor in self._binding.static]
-        state, times = torch.get_rng_state(), []
-        for _ in range(MEASURED):
-            begin = time.perf_counter()
-            graph.run([*inputs, *leaves])
-            times.append(time.perf_counter() - begin)
-        torch.set_rng_state(state)
-        ours, below = min(times), min(self._below_s)
-        self.measured = f"{ours * 1e6:.0f} us an iteration as a graph, {below * 1e6:.0f} on the recipe below"
-        if ours > (1 - GAIN) * below:
-            self._refused[key[0]] = f"it would not pay: {self.measured}"
-            self._ready.pop(key, None)
-            return None
-        return graph
+        if beside.pays(graph.run, [*(tensor.clone() for tensor in self._binding.static), *leaves]):
+            return graph
+        self._refused[key[0]] = f"it would not pay: {beside.measured}"
+        self._ready.pop(key, None)
+        return None
 
     def close(self) -> None:
         """End what is being compiled."""
-        for job in self._jobs.values():
-            if job is not None:
-                job.close()
-        self._jobs = {key: job for key, job in self._jobs.items() if job is None}
+        if self._beside is not None:
+            self._beside.close()
 
     def _compile(self, key: Any, batches: list[Any]) -> Compiled:
         """Trace, compile, verify.

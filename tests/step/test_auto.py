@@ -13,8 +13,7 @@ import torch
 from step.runs import graph_of, interpret, make, train
 from step.zoo import ZOO, vectors
 
-from fastrunner.step import background
-from fastrunner.step import graph as graph_module
+from fastrunner.step import auto, background
 from fastrunner.step.background import Job
 from fastrunner.step.torch_private import trace
 
@@ -44,8 +43,8 @@ def run(monkeypatch, iters=24, gain=-1e9, **job):
         jobs.append(FakeJob(**job))
         return jobs[-1]
 
-    monkeypatch.setattr(graph_module, "Job", start)
-    monkeypatch.setattr(graph_module, "GAIN", gain)
+    monkeypatch.setattr(auto, "Job", start)
+    monkeypatch.setattr(auto, "GAIN", gain)
     runner, losses = train(MLP, "auto", iters)
     return runner, losses, jobs
 
@@ -78,7 +77,7 @@ def test_a_full_disk_is_one_warning(monkeypatch, caplog):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(graph_module, "Job", full)
+    monkeypatch.setattr(auto, "Job", full)
     _, losses = train(MLP, "auto")
     assert len([r for r in caplog.records if "No space left" in r.getMessage()]) == 1
     assert losses == train(MLP, "fused")[1]
@@ -131,7 +130,7 @@ def test_what_the_process_says_last_is_the_reason(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_other_process_compiles_and_this_one_finds_it(inductor_cache, monkeypatch):
-    monkeypatch.setattr(graph_module, "GAIN", -1e9)
+    monkeypatch.setattr(auto, "GAIN", -1e9)
     runner, _ = make(MLP, "auto", iters=10**6)
     begin = time.monotonic()
 
