@@ -229,6 +229,9 @@ def _surroundings() -> tuple[Any, ...]:
 
 
 def _check_model(model: nn.Module) -> None:
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks or everywhere._global_backward_hooks:
+        raise Unfit("there are hooks for all modules of the process")
     for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
         hooks = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 from unittest import mock
@@ -23,10 +24,13 @@ NEEDED = (
     ("torch._inductor.compile_fx", "compile_fx"),
     ("torch._inductor.compile_fx", "compile_fx_inner"),
     ("torch.utils.checkpoint", "checkpoint"),
+    ("torch.fx.proxy", "TracerBase"),
 )
 # Asserts on sizes cost 0.1 us an input each call; our own guards have looked at all of them.
 # fallback_random: torch's own generator and its bits, so that a graph draws what eager would.
 INDUCTOR = {"size_asserts": False, "alignment_asserts": False, "fallback_random": True}
+# Files whose lines are not the user's.
+OWN = ("/torch/", "/fastrunner/", "<frozen", "<string>", "/contextlib.py", "/unittest/mock.py")
 
 
 class Unfit(Exception):
@@ -70,6 +74,7 @@ def trace(body: Callable[..., Any], args: Sequence[Tensor], on_item: Callable[[]
     operand that cannot be traced.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.proxy import TracerBase
 
     with (
         torch.no_grad(),
@@ -77,8 +82,10 @@ def trace(body: Callable[..., Any], args: Sequence[Tensor], on_item: Callable[[]
         torch.autograd.set_multithreading_enabled(False),
         torch.backends.mkldnn.flags(enabled=False),
         _checkpoints_inline(),
+        _alone(),
         mock.patch.object(Tensor, "register_hook", _no_hook),
         mock.patch.object(Tensor, "item", _noted_item(on_item)),
+        mock.patch.object(TracerBase, "_filter_traceback_frames", _all_users_frames),
     ):
         return make_fx(body, tracing_mode="fake", record_stack_traces=True)(*args)
 
@@ -136,8 +143,26 @@ def _noted_item(note: Callable[[], None]) -> Callable[[Tensor], Any]:
     return item
 
 
+def _all_users_frames(tracer: Any, frames: traceback.StackSummary) -> traceback.StackSummary:
+    """What a node's stack_trace is made of: torch alone keeps only functions called ``forward``."""
+    return traceback.StackSummary.from_list([f for f in frames if not any(own in f.filename for own in OWN)])
+
+
 def _no_hook(tensor: Tensor, hook: Any) -> Any:
     raise Unfit("a tensor hook is registered in the step")
+
+
+def _alone() -> contextlib.AbstractContextManager[Any]:
+    """Within, where this is the only process: ``all_reduce`` leaves its tensor as it is, which is what it does."""
+    home = torch.distributed
+    if not (home.is_available() and home.is_initialized() and home.get_world_size() == 1):
+        return contextlib.nullcontext()
+    original: Any = home.all_reduce
+
+    def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(tensor, *args, **kwargs) if len(args) > 2 or kwargs.get("async_op") else None
+
+    return mock.patch.object(home, "all_reduce", all_reduce)
 
 
 @contextlib.contextmanager

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from .binding import Binding
+from .lift import at, check_exchanges, check_sizes, here, lift_host_reads, line_of, noting_prints, readable_numbers
 from .outputs import Outputs
 from .terms import average, clip_coefficient, norm_of
 from .torch_private import Unfit, swapped, trace
 
+DECIDES = "GuardOnDataDependentSymNode"  # what torch raises where Python wants a value while tracing
 MAX_NODES = 12_000  # a guess at what is worth compiling, not measured; an LSTM unrolled over a long text has more
-OWN = ("/torch/", "/fastrunner/", "<frozen", "<string>", "/contextlib.py", "/unittest/mock.py")
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,17 @@ def trace_step(
         Unfit: the step cannot be a graph; it names the user's line where that is known.
     """
     leaves, spec = pytree.tree_flatten(batch)
-    places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    for at in places:
-        if type(leaves[at]) is not Tensor or leaves[at].layout != torch.strided or leaves[at].requires_grad:
-            raise Unfit(f"the batch holds a {type(leaves[at]).__name__} that is sparse or requires a gradient")
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for leaf in (leaves[place] for place in places):
+        if type(leaf) is not Tensor or leaf.layout != torch.strided or leaf.requires_grad:
+            raise Unfit(f"the batch holds a {type(leaf).__name__} that is a subclass, sparse or requires a gradient")
     step = binding.model.train_step if step is None else step
     found: dict[str, Any] = {}
 
     def body(*args: Tensor) -> tuple[Any, ...]:
         params, buffers, static = binding.split(args)
-        for at, tensor in zip(places, args[len(static) :], strict=True):
-            leaves[at] = tensor
+        for place, tensor in zip(places, args[len(static) :], strict=True):
+            leaves[place] = tensor
         with torch.enable_grad():
             own = [p.detach().requires_grad_(q.requires_grad) for p, q in zip(params, binding.params.values(), strict=True)]  # fmt: skip # noqa: E501
             tensors = dict(zip(binding.params, own, strict=True)) | dict(zip(binding.buffers, buffers, strict=True))
@@ -78,23 +77,53 @@ def trace_step(
         flat = [value.clone() if any(value is arg for arg in args) else value for value in flat]
         return (*flat, norm) if norm is not None else tuple(flat)
 
-    args = [*binding.static, *(leaves[at] for at in places)]
-    real, reads = list(leaves), list[str]()
+    args = [*binding.static, *(leaves[place] for place in places)]
+    real = list(leaves)
     try:
-        graph = trace(body, args, lambda: reads.append(_here()))
-    except Unfit as error:
-        raise Unfit(f"{error}{_at(error.__traceback__)}", error.passing) from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise Unfit(f"tracing raised {reason[:300]}{_at(error.__traceback__)}") from error
+        graph = _traced(body, args)
     finally:
         leaves[:] = real
     _check_constants(graph)
-    _lift_host_reads(graph, reads)
     _fill_in_memory_order(graph)
     if len(graph.graph.nodes) > MAX_NODES:
         raise Unfit(f"the graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
     return Traced(graph, found["outputs"], max_norm is not None, averages, found["grads"])
+
+
+def _traced(body: Any, args: Sequence[Tensor]) -> GraphModule:
+    """The graph of ``body``, its host reads lifted.
+
+    Raises:
+        Unfit: it cannot be traced, or reads the host for more than the log.
+    """
+    try:
+        return _trace_once(body, args, False)
+    except Unfit as error:
+        if type(error.__cause__).__name__ != DECIDES:
+            raise
+    return _trace_once(body, args, True)  # perhaps it only called float() or int() on a tensor
+
+
+def _trace_once(body: Any, args: Sequence[Tensor], numbers: bool) -> GraphModule:
+    reads, prints = list[str](), list[str]()
+    try:
+        with readable_numbers() if numbers else nullcontext(), noting_prints(prints.append):
+            graph = trace(body, args, lambda: reads.append(here()))
+    except Unfit as error:
+        raise Unfit(f"{error}{at(error.__traceback__)}", error.passing) from error
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        kind = type(error).__name__
+        reason = f"tracing raised {kind}: {lines[0] if lines else ''}"
+        if kind == DECIDES:
+            reason = f"the step decides by the value of a tensor ({kind}: {lines[0]})"
+        raise Unfit(f"{reason[:300]}{at(error.__traceback__)}") from error
+    if prints:
+        raise Unfit(f"the step makes a text of a tensor, which a graph would do only once{prints[0]}")
+    check_sizes(graph)
+    check_exchanges(graph)
+    lift_host_reads(graph, reads)
+    return graph
 
 
 def found_loss(outputs: Outputs) -> Tensor:
@@ -147,23 +176,7 @@ def _check_constants(graph: GraphModule) -> None:
         if node.op == "get_attr":
             value = getattr(graph, node.target, None)
             if isinstance(value, Tensor) and value.numel() > 1:
-                raise Unfit(f"the step reads a tensor that is no buffer{_line(node)}; register_buffer makes it one")
-
-
-def _lift_host_reads(graph: GraphModule, lines: Sequence[str]) -> None:
-    """``x.item()`` that only reaches the outputs becomes ``x`` itself, read where a log is due.
-
-    Args:
-        lines: where each was called, in order.
-    """
-    reads = [node for node in graph.graph.nodes if node.target is torch.ops.aten._local_scalar_dense.default]
-    for number, node in enumerate(reads):
-        if any(user.op != "output" for user in node.users):
-            line = lines[number] if len(lines) == len(reads) else _line(node)
-            raise Unfit(f"the step reads a value on the host and computes with it{line}")
-        node.replace_all_uses_with(node.args[0])
-        graph.graph.erase_node(node)
-    graph.recompile()
+                raise Unfit(f"the step reads a tensor that is no buffer{line_of(node)}; register_buffer makes it one")
 
 
 def _fill_in_memory_order(graph: GraphModule) -> None:
@@ -193,30 +206,3 @@ def _fill_in_memory_order(graph: GraphModule) -> None:
         old.replace_all_uses_with(seen)
         graph.graph.erase_node(old)
     graph.recompile()
-
-
-def _line(node: Any) -> str:
-    """`` at file:line`` of the user's code that made the node, or what it was made from; empty if it is not known."""
-    while isinstance(node, Node):
-        for line in reversed((node.stack_trace or "").splitlines()):
-            if line.strip().startswith("File") and not any(own in line for own in OWN):
-                name, number = line.strip().split(", ")[:2]
-                return f" at {name[6:-1]}:{number[5:]}"
-        node = next(iter(node.all_input_nodes), None)
-    return ""
-
-
-def _here() -> str:
-    """`` at file:line`` of the user's code that is running."""
-    return _of_frames(traceback.extract_stack())
-
-
-def _at(trace: TracebackType | None) -> str:
-    """The same of an error that was raised while tracing."""
-    return _of_frames(traceback.extract_tb(trace))
-
-
-def _of_frames(stack: Sequence[traceback.FrameSummary]) -> str:
-    frames = [f for f in stack if not any(own in f.filename for own in OWN)]
-    frames = [f for f in frames if not f.filename.startswith(sys.prefix)] or frames
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

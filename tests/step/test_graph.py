@@ -16,7 +16,7 @@ from step.zoo import ZOO, Model, vectors
 from torch import nn
 from torch.nn import functional as F
 
-from fastrunner import EpochBasedRunner, FusedAdamW, FusedSGD, Hook, IterBasedRunner
+from fastrunner import EpochBasedRunner, FusedAdamW, Hook, IterBasedRunner
 from fastrunner.step import graph as graph_module
 from fastrunner.step.binding import Binding
 
@@ -121,59 +121,6 @@ def test_what_a_graph_would_get_wrong_is_refused_and_the_run_goes_on(body, says,
     assert losses == train(family, "fused")[1]
 
 
-class Sub(torch.optim.AdamW):
-    pass
-
-
-def refused(family=MLP, prepare=lambda runner: None, says="", batches=None):
-    runner, _ = make(family, "graph")
-    prepare(runner)
-    runner.run([batches or [family.batch(i) for i in range(4)]], [("train", 1)])
-    assert graph_of(runner).num_calls == 0
-    assert any(says in line for line in graph_of(runner).explain()), graph_of(runner).explain()
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (dict(optimizer=lambda params: Sub(params)), "Sub is not exactly"),
-        (dict(optimizer=lambda params: torch.optim.RMSprop(params)), "RMSprop is not exactly"),
-        (dict(optimizer=lambda params: torch.optim.Adam(params, amsgrad=True)), "amsgrad=True"),
-        (dict(optimizer=lambda params: FusedSGD(params, lr=0.1, clip_grad_norm=1.0)), "by itself"),
-        (dict(model=lambda: Model(nn.Linear(16, 10, dtype=torch.bfloat16)), clip=None), "bfloat16"),
-    ],
-)
-def test_optimizers_and_parameters_that_a_graph_does_not_have(change, says):
-    if "bfloat16" in says:
-
-        def cast(number):
-            batch = vectors(number)
-            return dict(batch, x=batch["x"].bfloat16())
-
-        change = dict(change, batch=cast)
-    refused(replace(MLP, **change), says=says)
-
-
-def test_hooks_of_modules_tensors_and_optimizers_are_named():
-    refused(prepare=lambda r: r.model.body[0].register_forward_hook(lambda *_: None), says="body.0 (Linear) has module")
-    refused(prepare=lambda r: r.model.body[0].weight.register_hook(lambda g: g), says="body.0.weight has a tensor hook")
-    refused(prepare=lambda r: r.optimizer.register_step_post_hook(lambda *_: None), says="step hooks")
-    loose = replace(MLP, optimizer=lambda params: torch.optim.SGD(list(params)[:2], lr=0.1), clip=None)
-    refused(loose, says="body.3.weight requires a gradient but is in no optimizer")
-    norm = replace(MLP, model=lambda: Model(nn.Sequential(nn.Linear(16, 10), nn.BatchNorm1d(10, momentum=None))))
-    refused(norm, says="momentum=None")
-
-
-def test_a_sparse_gradient_is_refused():
-    def bag(model, batch):
-        return F.cross_entropy(
-            F.embedding(batch["y"], model.layer.weight, sparse=True) @ torch.ones(16, 10), batch["y"]
-        )
-
-    optimizer = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
-    refused(replace(MLP, model=lambda: Steps(bag), clip=None, optimizer=optimizer), says="sparse")
-
-
 def test_metas_in_the_batch_are_guards_by_value():
     """A number that the step computes with: one graph a value; a batch that cannot be compared: none."""
 
@@ -190,8 +137,6 @@ def test_metas_in_the_batch_are_guards_by_value():
     assert losses == pytest.approx(train(family, "eager", 16)[1], rel=1e-5)
     assert len(graph_of(runner)._graphs) == 2
     assert graph_of(runner).num_calls > 8
-
-    refused(replace(family, batch=lambda i: dict(batch(i), file=bytearray(b"x"))), says="bytearray")
 
 
 def test_a_second_shape_gets_its_graph_and_a_tail_batch_does_not():

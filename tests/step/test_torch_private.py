@@ -92,3 +92,12 @@ def test_a_compiled_graph_consumes_a_list_of_inputs(inductor_cache):
     inputs = [a, torch.ones(3)]
     assert run(inputs)[0] == 6
     assert a.tolist() == [2, 2, 2]
+
+
+def test_each_node_knows_the_line_it_came_from():
+    def body(x):
+        return (x.sin(),)  # not called ``forward``, which is all that torch looks for
+
+    (node,) = (node for node in traced(body, torch.ones(3)).graph.nodes if node.op == "call_function")
+    assert "test_torch_private.py" in node.stack_trace
+    assert "x.sin()" in node.stack_trace
