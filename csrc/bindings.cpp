@@ -2,10 +2,12 @@
 #include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <omp.h>
 
+#include "aot_step.h"
 #include "torch_reader.h"
 #include "update_table.h"
 
@@ -80,4 +82,17 @@ NB_MODULE(_core, m) {
       .def_prop_ro("num_tensors", &UpdateTable::num_tensors)
       .def_prop_ro("isa", &UpdateTable::isa)
       .def_prop_ro("has_handles", &UpdateTable::has_handles);
+
+  nb::class_<AotLibrary>(m, "AotLibrary", "A graph that AOTInductor compiled to a shared library, loaded.")
+      .def(nb::init<const std::string&>(), "path"_a)
+      .def_prop_ro("num_inputs", &AotLibrary::num_inputs)
+      .def_prop_ro("num_outputs", &AotLibrary::num_outputs);
+
+  nb::class_<AotStep>(m, "AotStep", "Iterations of a compiled step on tensors that were bound once.")
+      .def(nb::init<std::shared_ptr<AotLibrary>, nb::list, nb::list, nb::handle, nb::object>(), "library"_a, "bound"_a,
+           "written"_a, "row"_a, "batch"_a)
+      .def("__call__", &AotStep::call, "batch"_a.none(),
+           "One iteration: its outputs; None where the batch is of another kind.")
+      .def("burst", &AotStep::burst, "batches"_a, "rows"_a, "scalars"_a, "seconds"_a = 0.02,
+           "Several iterations without Python: (completed, outputs of the last one, why the next one failed).");
 }
