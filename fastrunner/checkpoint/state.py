@@ -1,7 +1,8 @@
 """What a resume needs beyond weights, optimizer and meta: the ``resume`` entry of a checkpoint.
 
     resume = {version, counters: {epoch, iter}, workflow: {entries, flow, done},
-              loaders: [{epoch, position, ...}, ...], rng: {python, numpy, torch[, cuda]}, hooks: {class: state}}
+              loaders: [{epoch, position, ...}, ...], rng: {python, numpy, torch[, cuda]}, hooks: {class: state}
+              [, step: {...}]}
 
 Counters count what is finished. MMCV's ``meta["iter"]`` is written while an iteration ends and before it is counted,
 so there it may be one behind; these are not.
@@ -23,6 +24,7 @@ VERSION = 1
 
 def capture(runner: Any) -> dict[str, Any]:
     """The ``resume`` entry for a checkpoint written now. Reads the host (RNG states); a few kB."""
+    step = runner.step.state_dict()
     return {
         "version": VERSION,
         "counters": {"epoch": runner.finished_epochs, "iter": runner.finished_iters},
@@ -30,6 +32,7 @@ def capture(runner: Any) -> dict[str, Any]:
         "loaders": runner.loader_states(),
         "rng": rng_state(),
         "hooks": {key: hook.state_dict() for key, hook in stateful_hooks(runner).items()},
+        **({"step": step} if step else {}),
     }
 
 
@@ -52,6 +55,8 @@ def restore(runner: Any, resume: dict[str, Any]) -> None:
             hooks[key].load_state_dict(state)
         else:
             runner.logger.warning(f"the checkpoint holds the state of a hook that is not registered: {key}")
+    if "step" in resume:
+        runner.step.load_state_dict(resume["step"])
     if "rng" in resume:  # of this rank
         set_rng_state(resume["rng"])
 

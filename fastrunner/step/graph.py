@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .auto import Beside
+from .batches import Batches
 from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
 from .torch_private import Unfit, compile_graph, missing
-from .trace import trace_step
-from .verify import verify
+from .trace import Traced, trace_step
+from .verify import look, verify
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
-MAX_SHAPES = 256  # kinds of batches that are counted
-RECURS = 3  # a shape that is not the first is compiled when it comes for the third time: a tail batch does not
 
 Below = Callable[[Any], None]
 
@@ -71,8 +70,8 @@ class GraphStep:
         self._ready: dict[Any, Compiled] = {}  # those that fit the binding, by batch
         self._binding: Binding | None = None
         self._doubtful = True
-        self._seen: dict[Any, int] = {}
-        self._samples: dict[Any, Any] = {}
+        self._batches = Batches()
+        self._unsure: dict[Any, tuple[Any, Compiled, Traced]] = {}  # verified on one batch only, after a resume
         self._refused: dict[Any, str] = {}  # by batch; under None: whatever the batch
         self._look = False  # what the next iteration moves
         self.num_compiles = self.num_calls = 0
@@ -160,17 +159,16 @@ class GraphStep:
         shape = key[0]
         if self._beside is not None and self._beside.knows(key):
             return self._take_over(self._beside, key, batch)
-        seen = self._seen[shape] = self._seen.get(shape, 0) + 1
-        if len(self._seen) > MAX_SHAPES:
-            self._refuse(None, f"{MAX_SHAPES} kinds of batches came: other shapes, or values that are no tensors")
+        if key in self._unsure:
+            return self._confirm(key, batch)
+        seen = self._batches.count(shape, batch)
+        if why := self._batches.too_many():
+            self._refuse(None, why)
             return None
         if seen == 1:
-            self._samples[shape] = pytree.tree_map(_copied, batch)
             self._look = True
-            while len(self._samples) > MAX_GRAPHS:
-                self._samples.pop(next(iter(self._samples)))
             return None
-        if seen < RECURS and any(other != shape for (_, (other, _)) in self._graphs):
+        if not self._batches.recurs(shape):
             return None
         if self.num_compiles >= MAX_COMPILES:
             self._refuse(None, f"{MAX_COMPILES} graphs were made for other shapes")
@@ -184,16 +182,29 @@ class GraphStep:
     def _try(self, key: Any, batch: Any) -> Compiled | None:
         """Compile for a batch; None, and a reason, where that fails."""
         shape = key[0]
-        sample = self._samples.get(shape)
+        sample = self._batches.sample(shape)
         try:
-            graph = self._compile(key, [batch] if sample is None else [sample, batch])
+            return self._compile(key, [batch] if sample is None else [sample, batch])
         except Unfit as error:
             if error.passing:
-                self._seen[shape] = 0
+                self._batches.again(shape)
                 self._doubtful = True
             else:
                 self._refuse(shape, str(error))
             return None
+
+    def _confirm(self, key: Any, batch: Any) -> Compiled | None:
+        """A graph that was made at the first iteration after a resume, verified on its second batch."""
+        around, graph, traced = self._unsure.pop(key)
+        assert self._binding is not None
+        if around != self._binding.key:
+            return self._try(key, batch)
+        try:
+            verify(self._binding, traced, graph.run, [batch], self._max_norm, self._step)
+        except Unfit as error:
+            self._refuse(key[0], str(error))
+            return None
+        self._keep(key, graph)
         return graph
 
     def _begin(self, beside: Beside, key: Any, batch: Any) -> None:
@@ -210,7 +221,7 @@ class GraphStep:
         except Unfit as error:
             if not error.passing:
                 self._refuse(key[0], str(error))
-            self._seen[key[0]] = 1
+            self._batches.again(key[0], 1)
         except Exception as error:  # a full disk, a graph that cannot be handed over
             self._refuse(key[0], f"the compiling process could not start: {type(error).__name__}: {error}")
 
@@ -254,6 +265,8 @@ class GraphStep:
         for (around, other), graph in self._graphs.items():
             if around == binding.key:
                 self._ready[other] = graph
+        if unseen := self._batches.name(key[0]) in self._batches.resumed:
+            self._check_resumed(binding, batches[-1])
         traced = trace_step(binding, batches[-1], self._max_norm, self._step, averages=key[1])
         leaves = [leaf for leaf in pytree.tree_leaves(batches[-1]) if isinstance(leaf, Tensor)]
         try:
@@ -267,18 +280,41 @@ class GraphStep:
             text = str(error).strip().splitlines()
             raise Unfit(f"compiling raised {type(error).__name__}: {text[0][:300] if text else ''}") from error
         compiled = Compiled(run, traced.outputs.builder(), traced.clips)
-        self._graphs[binding.key, key] = self._ready[key] = compiled
-        if len(self._graphs) > MAX_GRAPHS:
-            (around, batch), _ = self._graphs.popitem(last=False)
-            if around == binding.key:
-                self._ready.pop(batch, None)
+        self._batches.made(key[0])
+        if unseen and len(batches) == 1:
+            self._unsure[key] = binding.key, compiled, traced
+        else:
+            self._keep(key, compiled)
         return compiled
+
+    def _check_resumed(self, binding: Binding, batch: Any) -> None:
+        """Look what a step moves, on copies: the iteration at hand has to be a graph's, as in the run before.
+
+        Raises:
+            Unfit: something that a graph does not see.
+        """
+        if moved := look(binding, batch, self._step):
+            self._refuse(None, moved[0])
+            raise Unfit(moved[0])
+
+    def _keep(self, key: Any, graph: Compiled) -> None:
+        assert self._binding is not None
+        around = self._binding.key
+        self._graphs[around, key] = self._ready[key] = graph
+        if len(self._graphs) > MAX_GRAPHS:
+            (other, batch), _ = self._graphs.popitem(last=False)
+            if other == around:
+                self._ready.pop(batch, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which kinds of batches have graphs, for a checkpoint: the run that goes on from it has to use them too."""
+        return {} if None in self._refused or self._beside is not None else self._batches.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and self._beside is None:
+            self._batches.load_state_dict(state)
 
     def _refuse(self, key: Any, why: str) -> None:
         if why not in self._refused.values():
             self._warn(f"no graph of the step: {why}. It runs on the recipe below.")
         self._refused[key] = why
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

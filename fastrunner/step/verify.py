@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..data import rng
 from .binding import Binding
+from .guards import SilentState
 from .terms import EPS
 from .torch_private import Unfit, swapped
 from .trace import Traced
@@ -73,6 +75,16 @@ def verify(
             _compare(ours, eager, _exact(binding, batch, max_norm, step), _is_low(traced))
     finally:
         torch.set_rng_state(generator)
+
+
+def look(binding: Binding, batch: Any, step: Any) -> list[str]:
+    """What an eager step moves besides tensors, as ``SilentState`` says it; random states are put back."""
+    before, generators = SilentState(binding.model), rng.capture()
+    try:
+        reference(binding, batch, None, step)
+        return before.moved()
+    finally:
+        rng.put_back(generators)
 
 
 def reference(
