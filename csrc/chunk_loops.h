@@ -9,6 +9,7 @@
 namespace fastrunner {
 
 inline constexpr std::int64_t kChunk = 16384;  // 64 KiB a stream: a chunk's p, g and m fit into L2 together
+inline constexpr int kTogether = 8;            // chunks whose sums of squares are taken at once
 inline constexpr int kLanes = 64;              // partial sums of a chunk: four AVX-512 registers, eight of AVX2
 
 // What one update does, as bits: a loop is compiled once for every combination, so it has no branch inside.
@@ -72,7 +73,8 @@ struct Scalars {
   };
 };
 
-using SumSquares = double(const float* g, std::int64_t n) noexcept;
+// sums[i] of the n values at g[i], for count <= kTogether chunks.
+using SumSquares = void(const float* const* g, int count, std::int64_t n, double* sums) noexcept;
 using Update = void(const Streams& streams, std::int64_t n, const Scalars& s, EmaScalars ema, float clip,
                     unsigned form) noexcept;
 using Average = void(float* a, const float* p, std::int64_t n, EmaScalars ema) noexcept;

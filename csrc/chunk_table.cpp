@@ -22,6 +22,16 @@ constexpr std::int64_t kParallelFrom = 32768;
 // 16-bit values are widened this many at a time: gradient, master and moments of a piece stay in L1.
 constexpr std::int64_t kPiece = 1024;
 
+// A core goes through memory faster where it follows several streams at once. The norm reads this many whole chunks in
+// turns, an update of few streams two, so many values of each at a time: 5 to 20 % of either pass, the more so the
+// busier the memory is. An update of five streams gains nothing.
+constexpr std::int64_t kTurn = 128;
+constexpr int kFewStreams = 4;
+
+// The update begins with the chunks that the norm has read last, whose gradients the cache may still hold, so many at a
+// time. Within such a run it goes forwards: chunk by chunk backwards is 5 % slower.
+constexpr std::size_t kRun = 64;
+
 // The memory of chunks so short is asked for this many chunks ahead; longer ones the hardware follows by itself.
 constexpr std::int32_t kShort = 256;
 constexpr std::size_t kAhead = 4;
@@ -38,6 +48,12 @@ float clip_coefficient(float grad_norm, float max_norm) noexcept {
 template <class T>
 T* at(void* base, std::int64_t offset) noexcept {
   return base ? static_cast<T*>(base) + offset : nullptr;
+}
+
+int num_streams(const Entry& entry, const std::optional<EmaScalars>& ema) noexcept {
+  int count = ema && entry.base[kMean] ? 1 : 0;
+  for (const Role role : {kParam, kGrad, kMoment, kSquare, kMaxSquare}) count += entry.base[role] != nullptr;
+  return count;
 }
 
 void prefetch(const Entry& entry, std::int64_t bytes) noexcept {
@@ -107,36 +123,78 @@ const HalfLoops& ChunkTable::half_loops(Dtype dtype) const noexcept {
   return dtype == Dtype::kBfloat16 ? isa_->loops.bfloat16 : isa_->loops.float16;
 }
 
+// Whether it is a whole chunk of floats with a gradient: one that can take turns with others.
+bool ChunkTable::is_whole(std::size_t i) const noexcept {
+  const Entry& entry = entries[chunks_[i].tensor];
+  return chunks_[i].length == kChunk && entry.dtype == Dtype::kFloat32 && entry.base[kGrad];
+}
+
 void ChunkTable::sum_squares(Range range) noexcept {
-  for (std::size_t i = range.begin; i < range.end; ++i) {
-    const Chunk& chunk = chunks_[i];
-    const Entry& entry = entries[chunk.tensor];
-    sums_[i] = 0.0;
-    if (!entry.base[kGrad]) continue;
-    if (entry.dtype == Dtype::kFloat32) {
-      sums_[i] = isa_->loops.sum_squares(at<float>(entry.base[kGrad], chunk.offset), chunk.length);
-      continue;
+  for (std::size_t i = range.begin; i < range.end;) {
+    const float* together[kTogether];
+    int count = 0;
+    for (; count < kTogether && i + count < range.end && is_whole(i + count); ++count) {
+      const Chunk& chunk = chunks_[i + count];
+      together[count] = at<float>(entries[chunk.tensor].base[kGrad], chunk.offset);
     }
-    const std::uint16_t* grad = at<std::uint16_t>(entry.base[kGrad], chunk.offset);
-    float piece[kPiece];
-    for (std::int64_t begin = 0; begin < chunk.length; begin += kPiece) {
-      const std::int64_t n = std::min<std::int64_t>(kPiece, chunk.length - begin);
-      half_loops(entry.dtype).widen(piece, grad + begin, n);
-      sums_[i] += isa_->loops.sum_squares(piece, n);
+    if (count) {
+      isa_->loops.sum_squares(together, count, kChunk, &sums_[i]);
+      i += count;
+    } else {
+      sums_[i] = sum_squares(chunks_[i]);
+      ++i;
     }
   }
 }
 
+double ChunkTable::sum_squares(const Chunk& chunk) const noexcept {
+  const Entry& entry = entries[chunk.tensor];
+  double sum = 0.0;
+  if (!entry.base[kGrad]) return sum;
+  if (entry.dtype == Dtype::kFloat32) {
+    const float* grad = at<float>(entry.base[kGrad], chunk.offset);
+    isa_->loops.sum_squares(&grad, 1, chunk.length, &sum);
+    return sum;
+  }
+  const std::uint16_t* grad = at<std::uint16_t>(entry.base[kGrad], chunk.offset);
+  float piece[kPiece];
+  const float* widened = piece;
+  for (std::int64_t begin = 0; begin < chunk.length; begin += kPiece) {
+    const std::int64_t n = std::min<std::int64_t>(kPiece, chunk.length - begin);
+    half_loops(entry.dtype).widen(piece, grad + begin, n);
+    double part;
+    isa_->loops.sum_squares(&widened, 1, n, &part);
+    sum += part;
+  }
+  return sum;
+}
+
 void ChunkTable::update(Range range, const Pass& pass) noexcept {
-  for (std::size_t i = range.end; i-- > range.begin;) {  // backwards: the last gradients read are still in the cache
-    if (i >= range.begin + kAhead) {
-      const Chunk& ahead = chunks_[i - kAhead];
+  for (std::size_t end = range.end; end > range.begin;) {
+    const std::size_t begin = end - std::min(kRun, end - range.begin);
+    update_run({begin, end}, pass);
+    end = begin;
+  }
+}
+
+void ChunkTable::update_run(Range range, const Pass& pass) const noexcept {
+  for (std::size_t i = range.begin; i < range.end; ++i) {
+    if (i + kAhead < range.end) {
+      const Chunk& ahead = chunks_[i + kAhead];
       if (ahead.length <= kShort) prefetch(entries[ahead.tensor], 4 * ahead.length);
     }
-    if (entries[chunks_[i].tensor].dtype == Dtype::kFloat32)
-      update_chunk(chunks_[i], pass);
-    else
+    const Entry& entry = entries[chunks_[i].tensor];
+    if (entry.dtype != Dtype::kFloat32) {
       update_half_chunk(chunks_[i], pass);
+    } else if (i + 1 < range.end && is_whole(i) && is_whole(i + 1) && num_streams(entry, pass.ema) <= kFewStreams) {
+      for (std::int64_t begin = 0; begin < kChunk; begin += kTurn) {
+        update_piece(chunks_[i], begin, kTurn, pass);
+        update_piece(chunks_[i + 1], begin, kTurn, pass);
+      }
+      ++i;
+    } else {
+      update_piece(chunks_[i], 0, chunks_[i].length, pass);
+    }
   }
 }
 
@@ -153,11 +211,11 @@ void ChunkTable::update_floats(const Streams& streams, std::int64_t n, const Ent
   update_loop_(streams, n, s, pass.ema.value_or(EmaScalars{}), pass.clip_coef, form);
 }
 
-void ChunkTable::update_chunk(const Chunk& chunk, const Pass& pass) const noexcept {
+void ChunkTable::update_piece(const Chunk& chunk, std::int64_t begin, std::int64_t n, const Pass& pass) const noexcept {
   const Entry& entry = entries[chunk.tensor];
-  const auto stream = [&](Role role) { return at<float>(entry.base[role], chunk.offset); };
-  update_floats({stream(kParam), stream(kGrad), stream(kMoment), stream(kSquare), stream(kMaxSquare), stream(kMean)},
-                chunk.length, entry, pass);
+  const auto stream = [&](Role role) { return at<float>(entry.base[role], chunk.offset + begin); };
+  update_floats({stream(kParam), stream(kGrad), stream(kMoment), stream(kSquare), stream(kMaxSquare), stream(kMean)}, n,
+                entry, pass);
 }
 
 // Piece by piece: the gradient is widened, the master updated as any float parameter, the parameter rounded from it.

@@ -87,9 +87,12 @@ class ChunkTable {
 
   Range share(int thread, int num_threads) const noexcept;  // of the chunks, about the same work for each thread
   StepResult run_share(Range range, const std::optional<Clip>& clip, const std::optional<EmaScalars>& ema) noexcept;
+  bool is_whole(std::size_t chunk) const noexcept;
   void sum_squares(Range range) noexcept;
+  double sum_squares(const Chunk& chunk) const noexcept;
   void update(Range range, const Pass& pass) noexcept;
-  void update_chunk(const Chunk& chunk, const Pass& pass) const noexcept;
+  void update_run(Range range, const Pass& pass) const noexcept;
+  void update_piece(const Chunk& chunk, std::int64_t begin, std::int64_t n, const Pass& pass) const noexcept;
   void update_half_chunk(const Chunk& chunk, const Pass& pass) const noexcept;
   void update_floats(const Streams& streams, std::int64_t n, const Entry& entry, const Pass& pass) const noexcept;
   const HalfLoops& half_loops(Dtype dtype) const noexcept;
