@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -22,9 +23,10 @@ STRETCH = 1024  # rows between two looks at the size of the histories
 
 # (count, vars), or of a whole iteration (count, log_vars, data_time, time) and, where it clips, grad_norm
 Row = tuple[Any, ...]
-_VARS = itemgetter(1)
 _OURS = frozenset(("data_time", "time", "grad_norm"))  # keys that a row of a whole iteration adds to log_vars
+_DICTS = {dict, OrderedDict}  # kinds that are read without asking their methods
 Names = tuple[str, ...]
+Column = tuple[str, Sequence[Any], Sequence[int]]  # key, values, counts
 
 
 class LogBuffer:
@@ -139,22 +141,16 @@ class LogBuffer:
         rows = self._rows[:]
         self._settled += len(rows)
         self._rows.clear()  # the list itself stays: ``append`` is bound to it
-        waiting: dict[str, tuple[list[Any], list[int]]] = {}
-        for run in _runs(rows):
-            for name, values, counts in _columns(run):
-                if name in waiting:
-                    waiting[name][0].extend(values)
-                    waiting[name][1].extend(counts)
-                else:
-                    waiting[name] = values, list(counts)
-        for name, (values, counts) in waiting.items():
-            if name not in self._histories:
-                self._histories[name] = History(name)
-            self._histories[name].extend(values, counts)
+        columns = _same_keys(rows)
+        for name, values, counts in _merged(rows) if columns is None else columns:
+            history = self._histories.get(name)
+            if history is None:
+                history = self._histories[name] = History(name)
+            history.extend(values, counts)
             if type(values[0]) is not float and name not in self._copied and name != "grad_norm":
                 self._check_kept(name, values)
 
-    def _check_kept(self, name: str, values: list[Any]) -> None:
+    def _check_kept(self, name: str, values: Sequence[Any]) -> None:
         """Keep a key's next values differently, where these should not have been kept as they were."""
         tensors = values if type(values[0]) is Tensor else [value for value in values if isinstance(value, Tensor)]
         try:
@@ -174,26 +170,50 @@ class LogBuffer:
             self.plain_len = -1
 
 
-def _runs(rows: list[Row]) -> list[list[Row]]:
-    """The rows, parted where the keys change."""
-    layouts = list(zip(map(len, rows), map(tuple, map(_VARS, rows)), strict=True))
-    cuts = [i for i, (one, other) in enumerate(pairwise(layouts), 1) if one != other]
-    return [rows[begin:end] for begin, end in pairwise([0, *cuts, len(rows)])]
-
-
-def _columns(rows: list[Row]) -> list[tuple[str, Any, list[int]]]:
-    """(key, values, counts) of rows with the same keys, in the order MMCV's hooks log them."""
-    if len(rows) > 1 and len(rows[0]) > 2 and not _OURS.isdisjoint(rows[0][1]):
-        return [column for row in rows for column in _columns([row])]  # a key that both log: one after the other
-    check_dict(rows[0][1])  # where the plan appended it, nobody has looked yet
-    counts = [row[0] for row in rows]
-    columns = [(name, [row[1][name] for row in rows], counts) for name in rows[0][1]]
-    if len(rows[0]) == 2:
+def _same_keys(rows: Sequence[Row]) -> list[Column] | None:
+    """The columns of rows of one layout, in the order MMCV's hooks log them; None where the keys differ."""
+    first = rows[0][1]
+    check_dict(first)  # where the plan appended it, nobody has looked yet
+    if len(rows) > 1 and len(rows[0]) > 2 and not _OURS.isdisjoint(first):
+        return None  # a key that both log: one after the other
+    try:
+        counts, vars, *own = zip(*rows, strict=True)
+        if not set(map(type, vars)) <= _DICTS or set(map(len, vars)) != {len(first)}:
+            return None
+        if len(first) == 1:
+            (name,) = first
+            columns: list[Column] = [(name, list(map(itemgetter(name), vars)), counts)]
+        else:
+            values = zip(*map(itemgetter(*first), vars), strict=True) if first else ()
+            columns = [(name, each, counts) for name, each in zip(first, values, strict=True)]
+    except (KeyError, ValueError):  # other keys; rows of other lengths
+        return None
+    if not own:
         return columns
-    ones = [1] * len(rows)
-    norms = [("grad_norm", [row[4] for row in rows], counts)] if len(rows[0]) == 5 else []
-    times = (("data_time", [row[2] for row in rows], ones), ("time", [row[3] for row in rows], ones))
-    return [times[0], *columns, *norms, times[1]]
+    ones = (1,) * len(rows)
+    norms = [("grad_norm", own[2], counts)] if len(own) == 3 else []
+    return [("data_time", own[0], ones), *columns, *norms, ("time", own[1], ones)]
+
+
+def _merged(rows: list[Row]) -> list[Column]:
+    """The columns of rows whose keys come and go, each key's values together."""
+    rows = list(map(_plain, rows))
+    layouts = list(zip(map(len, rows), map(tuple, map(itemgetter(1), rows)), strict=True))
+    cuts = [i for i, (one, other) in enumerate(pairwise(layouts), 1) if one != other]
+    waiting: dict[str, tuple[list[Any], list[int]]] = {}
+    for begin, end in pairwise([0, *cuts, len(rows)]):
+        columns = _same_keys(rows[begin:end]) or [each for row in rows[begin:end] for each in _same_keys([row]) or ()]
+        for name, values, counts in columns:
+            both = waiting.setdefault(name, ([], []))
+            both[0].extend(values)
+            both[1].extend(counts)
+    return [(name, *both) for name, both in waiting.items()]
+
+
+def _plain(row: Row) -> Row:
+    """The row with a dict whose methods are Python's own."""
+    check_dict(row[1])
+    return row if type(row[1]) in _DICTS else (row[0], dict(row[1]), *row[2:])
 
 
 def _written_to(*values: Tensor) -> bool:

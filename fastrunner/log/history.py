@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -40,7 +39,7 @@ class History:
         """
         self.counts.extend(counts)
         try:
-            if not isinstance(values[0], Tensor):
+            if type(values[0]) is float or not isinstance(values[0], Tensor):
                 self.floats().extend(list(map(float, values)))
             elif values[0].device.type == "cpu":  # no transfer to save; one by one is the quickest
                 self.floats().extend([value.item() for value in values])
@@ -49,6 +48,11 @@ class History:
                     self._tail.append(torch.stack(tuple(values)).reshape(len(values)).double())
         except (AttributeError, TypeError, RuntimeError, ValueError):  # tensors among numbers, of several elements
             self.floats().extend([_float(self.name, value) for value in values])
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the latest values are still on the device that they were computed on."""
+        return bool(self._tail)
 
     def tail_mean(self, n: int) -> Tensor | None:
         """Weighted mean of the last ``n`` values (0: all), 0-D; None where they are not together on a device."""
@@ -76,28 +80,35 @@ def last_means(histories: list[History], n: int) -> list[np.float64]:
     on_device: dict[torch.device, dict[int, Tensor]] = {}
     by_length: dict[int, list[int]] = {}
     for i, history in enumerate(histories):
-        mean = history.tail_mean(n)
+        mean = history.tail_mean(n) if history.on_device else None
         if mean is not None:
             on_device.setdefault(mean.device, {})[i] = mean
         else:
             by_length.setdefault(len(history.counts[-n:]), []).append(i)
     for waiting in on_device.values():
         means.update(zip(waiting, map(np.float64, torch.stack(list(waiting.values())).tolist()), strict=True))
-    for length, places in by_length.items():  # all of one length at once; a row is summed as numpy sums a vector
+    for length, places in by_length.items():
         last = slice(-length, None)
-        values = np.fromiter(chain.from_iterable([histories[i].floats()[last] for i in places]), np.float64)
-        counts = np.fromiter(chain.from_iterable([histories[i].counts[last] for i in places]), np.float64)
-        shape = len(places), length
-        totals = counts.reshape(shape).sum(axis=1)
-        sums = (values * counts).reshape(shape).sum(axis=1)
-        means.update(zip(places, sums / totals if totals.all() else _quotients(sums, totals), strict=True))
+        values, counts = [histories[i].floats()[last] for i in places], [histories[i].counts[last] for i in places]
+        means.update(zip(places, _means(values, counts, length), strict=True))
     return [means[i] for i in range(len(histories))]
 
 
-def _quotients(sums: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``sums / totals``; NaN where there is no weight at all."""
-    with np.errstate(invalid="ignore"):
-        return sums / totals
+def _means(values: list[list[float]], counts: list[list[int]], length: int) -> list[np.float64]:
+    """The weighted mean of each row, all rows at once; numpy sums a row of a matrix as it sums a vector."""
+    matrix = np.fromiter(chain.from_iterable(values), np.float64).reshape(len(values), length)
+    weights = [each[0] for each in counts] if length else []
+    if length and all(type(w) is int and each.count(w) == length for w, each in zip(weights, counts, strict=True)):
+        totals = [weight * length for weight in weights]  # one weight a row: as exact, and no second matrix
+        factors = np.array(weights, np.float64)[:, None]
+    else:
+        factors = np.fromiter(chain.from_iterable(counts), np.float64).reshape(matrix.shape)
+        totals = np.add.reduce(factors, axis=1).tolist()
+    sums = np.add.reduce(matrix * factors, axis=1).tolist()
+    if all(totals):
+        return [np.float64(each / total) for each, total in zip(sums, totals, strict=True)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # no weight at all: NaN
+        return list(np.array(sums) / np.array(totals, np.float64))
 
 
 def check_dict(vars: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..hooks.hook import NEVER, Hook
+from ..hooks.logger.base import LoggerHook
 from .dispatch import acts, is_ours, says_when
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class DuePoints:
             del self._due[id(hook)]  # those that are called are asked again
         if not all(map(is_ours, called)):
             self.somebody_acted()
-        # Loggers follow whoever made the buffer ready, so where one is called all are.
-        ids = set(map(id, called))
-        return [hook for hook in self._timed if id(hook) in ids or hook.due_if_alone], now + 1
+        # Loggers follow whoever made the buffer ready, so where one is called all are. They leave the others alone.
+        ids, only_logs = set(map(id, called)), all(isinstance(hook, LoggerHook) and is_ours(hook) for hook in called)
+        follow = [hook for hook in self._timed if hook.due_if_alone and (not only_logs or isinstance(hook, LoggerHook))]
+        ids.update(map(id, follow))
+        return [hook for hook in self._timed if id(hook) in ids], now + 1
 
 
 def _ask(hook: Any, runner: BaseRunner) -> int:

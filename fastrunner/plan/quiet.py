@@ -10,16 +10,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..hooks.optimizer import check_loss
+from .dispatch import HookPlan
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
-    from .dispatch import Call
+    from .dispatch import Call, Calls
     from .iteration import Terms
     from .run_plan import RunPlan
 
 
 def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool) -> Call:
     """One iteration of ``runner.data_batch``; timer, optimizer hook, its clip and the average are all lowered.
+
+    It returns whether the hooks behind it were called, because the model has changed the run.
 
     Args:
         writes: lr or momentum may change in it.
@@ -31,7 +34,7 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
     max_norm = None if hook.grad_clip is None else hook.grad_clip["max_norm"]
     update_call, clock = plan.call_of(hook, "after_train_iter"), time.perf_counter
 
-    def quiet(runner: BaseRunner) -> None:
+    def quiet(runner: BaseRunner) -> bool:
         buffer, call, waited = runner.log_buffer, None, None
         outputs: Any = None
         try:
@@ -51,7 +54,8 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                 buffer.append((1, {"data_time": waited}))
                 buffer.append((count, kept))
                 waited = None
-                return plan.finish_step(runner)
+                plan.finish_step(runner)
+                return True
             call = update_call
             updater.zero_grad()
             try:
@@ -76,6 +80,7 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                 now = clock()
                 buffer.append((count, kept, waited, now - timer.t))
             timer.t = now
+            return False
         except Exception as error:
             if waited is not None:
                 buffer.append((1, {"data_time": waited}))
@@ -87,3 +92,16 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
             plan.raise_named(call, error)
 
     return quiet
+
+
+def then_call(plan: RunPlan, quiet: Call, last: Calls) -> Call:
+    """A quiet iteration, and the hooks behind its timer: mostly a log that is due."""
+
+    def iteration(runner: BaseRunner) -> None:
+        if quiet(runner):
+            return
+        runner._uncounted = "iter"
+        HookPlan.fire(plan, last, runner)
+        runner._uncounted = ""
+
+    return iteration

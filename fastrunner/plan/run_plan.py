@@ -17,7 +17,7 @@ from .dispatch import HookPlan, is_ours
 from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
 from .lower import Lowering, asked_plain, is_replaced, refuse_prefetch, why_plain
-from .quiet import make_quiet
+from .quiet import make_quiet, then_call
 from .whole import make_whole
 
 if TYPE_CHECKING:
@@ -182,8 +182,9 @@ class RunPlan(HookPlan):
         ids = {id(hook) for hook in (*called, *self._due.always)}
         if self.plain is None:
             terms, places = self._places(ids)
-            if not started and terms.is_whole(runner) and not any(places[:-1]):
+            if not started and terms.is_whole(runner) and not any(places[:4]):
                 below = make_quiet(self, runner, terms, writes=True)
+                below = then_call(self, below, places.last) if places.last else below
             else:
                 below = make_iteration(self, runner, terms, places, started=started)
             if self.graph is None or started or not self._may_be_whole(runner, called, terms, places):
