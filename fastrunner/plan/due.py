@@ -57,7 +57,9 @@ class DuePoints:
         Raises:
             TypeError: a hook's ``due`` did not return an int.
         """
-        now = runner._iter
+        now, everybody = runner._iter, len(self._due) == len(self._timed)
+        if everybody and (nearest := min(self._due.values(), default=NEVER)) > now:
+            return [], nearest
         for hook in self._timed:
             if id(hook) not in self._due:
                 self._due[id(hook)] = _ask(hook, runner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -199,6 +201,55 @@ def test_averages_of_several_keys_have_the_bits_of_one_by_one(columns):
     counts = np.arange(1, length + 1)
     each = [np.sum(np.array(c[:length]) * counts) / np.sum(counts) for c in columns]
     assert last_means(histories, 0) == each
+
+
+class Lower(dict):
+    """Not one of Python's own kinds."""
+
+
+KINDS = (dict, OrderedDict, lambda items: defaultdict(float, items), Lower)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.permutations("abc"), st.integers(1, 3), st.integers(1, 9), st.booleans()),
+        max_size=12,
+    )
+)
+def test_rows_of_any_kind_of_dict_equal_single_updates(rows):
+    """Keys in another order, keys that are missing, whole iterations among single values."""
+    mixed, single = LogBuffer(), LogBuffer()
+    for i, (kind, keys, length, count, is_whole) in enumerate(rows):
+        vars = {key: torch.tensor(float(i)) if key == "a" else 0.1 * i for key in keys[:length]}
+        if is_whole:
+            mixed.append((count, kind(vars.items()), 0.5, 1.5, 2.0 * i))
+        else:
+            mixed.update(kind(vars.items()), count)
+        single.update({"data_time": 0.5}) if is_whole else None
+        for key, value in vars.items():
+            single.update({key: value}, count)
+        if is_whole:
+            single.update({"grad_norm": 2.0 * i}, count)
+            single.update({"time": 1.5})
+    assert list(mixed.val_history.items()) == list(single.val_history.items())
+    assert mixed.n_history == single.n_history
+
+
+@given(
+    st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=300),
+    st.one_of(st.integers(0, 1000), st.just(0.3)),
+    st.integers(0, 9),
+)
+def test_one_weight_throughout_gives_the_bits_of_many(values, weight, other_at):
+    """The mean as mmcv takes it, whether its weights were written out or not."""
+    counts = [weight] * len(values)
+    if other_at < len(values) // 2:
+        counts[other_at] = 7
+    history = History("x")
+    history.extend(values, counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = np.sum(np.array(values) * np.array(counts)) / np.sum(counts)
+    np.testing.assert_equal(last_means([history], 0)[0], expected)
 
 
 @pytest.mark.parametrize("key", ["grad_norm", "time", "data_time"])
