@@ -183,7 +183,7 @@ def _compare(
     num_iters: int,
     rounds: int,
     synchronize: Callable[[], None] | None,
-    lead: int | None = None,
+    lead: int = 0,
 ) -> dict[str, Any]:
     def timed(loop: Callable[[Window], None]) -> Callable[[], float]:
         def sample() -> float:
@@ -197,7 +197,7 @@ def _compare(
 
         return sample
 
-    if lead is None:
+    if not lead:
         lead = 1 if num_iters < LEAD else LEAD  # a real step is slow: a policy call does not show behind it
     by_hand(Window(batches, 1, synchronize))  # first calls: allocations, code caches
     by_runner(Window(batches, 1, synchronize))
