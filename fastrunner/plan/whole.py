@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
+    from ..step.cudagraph import CudaGraphStep
     from ..step.graph import GraphStep
     from .dispatch import Call, Calls
     from .iteration import Terms
     from .run_plan import RunPlan
 
 
-def make_whole(plan: RunPlan, terms: Terms, graph: GraphStep, below: Call, after: Calls = (), last: Calls = ()) -> Call:
+def make_whole(
+    plan: RunPlan, terms: Terms, graph: GraphStep | CudaGraphStep, below: Call, after: Calls = (), last: Calls = ()
+) -> Call:
     """One iteration of ``runner.data_batch``.
 
     Args:

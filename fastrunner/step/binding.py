@@ -128,6 +128,14 @@ class Binding:
             len(module._parameters) + len(module._buffers) for module, _ in self._modes
         )
 
+    def is_outgrown(self) -> bool:
+        """Whether a parameter has got its state since: its first update was made in between."""
+        keys = [self.rules[each.group].keys for each in self.trained]
+        return any(
+            wanted and not each.state and self.optimizer.state.get(self.tensors[each.param])
+            for wanted, each in zip(keys, self.trained, strict=True)
+        )
+
     def fill(self, average: float | None) -> None:
         """Write lr, momentum and what follows from them into the row for the next step.
 
@@ -190,7 +198,11 @@ class Binding:
         values = [float(slot["step"]) for _, slot in self._slots]
         if min(values) != max(values):
             raise Unfit("parameters were updated different numbers of times")
-        packed = torch.tensor(values, dtype=torch.float32)
+        packed = _vector_of([slot["step"] for _, slot in self._slots])
+        if packed is not None:
+            self._counter_views = [slot["step"] for _, slot in self._slots]
+            return packed
+        packed = torch.tensor(values, dtype=torch.float32, device=self._slots[0][0].device)
         self._counter_views = list(packed.unbind())
         for (_, slot), view in zip(self._slots, self._counter_views, strict=True):
             slot["step"] = view
@@ -215,6 +227,15 @@ class Binding:
             tuple(self.average_pairs),
             self._surroundings,
         )
+
+
+def _vector_of(steps: Sequence[Any]) -> Tensor | None:
+    """The vector that counters are views of already, one after the other; None if they are not."""
+    base = getattr(steps[0], "_base", None)
+    if base is None or base.shape != (len(steps),):
+        return None
+    each = all(s._base is base and s.storage_offset() == i for i, s in enumerate(steps))
+    return base if each else None
 
 
 def _surroundings() -> tuple[Any, ...]:

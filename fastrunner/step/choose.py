@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..model.parallel import unwrap
 from .config import StepConfig
 from .eager import move_channels_last, stepping
@@ -13,6 +15,7 @@ from .torch_private import Unfit
 
 if TYPE_CHECKING:
     from .compiled import CompiledModules
+    from .cudagraph import CudaGraphStep
     from .graph import GraphStep
 
 
@@ -35,7 +38,7 @@ class Step:
         self._made_for = (model, optimizer)
         self.config, self.reasons = config, dict[str, str]()
         self._warn = warn
-        self._graphs: dict[tuple[float | None, int], GraphStep] = {}
+        self._graphs: dict[tuple[float | None, int], GraphStep | CudaGraphStep] = {}
         self._resumed: dict[str, Any] = {}
         if config.channels_last:
             move_channels_last(unwrap(model))
@@ -64,8 +67,10 @@ class Step:
         """Whether this was made for exactly these."""
         return self._made_for[0] is model and self._made_for[1] is optimizer
 
-    def graph(self, max_norm: float | None, ema: Any) -> GraphStep | None:
+    def graph(self, max_norm: float | None, ema: Any) -> GraphStep | CudaGraphStep | None:
         """Whole iterations with these terms; None where the recipe has none."""
+        if self.config.recipe == "cudagraph":
+            return self._cudagraph(max_norm, ema)
         if self.config.recipe not in ("graph", "auto"):
             return None
         from .auto import Beside  # not before somebody asks for a compiler
@@ -88,6 +93,26 @@ class Step:
         self._resumed = state
         for graph in self._graphs.values():
             graph.load_state_dict(state)
+
+    def _cudagraph(self, max_norm: float | None, ema: Any) -> CudaGraphStep | None:
+        """Whole iterations as CUDA graphs; None, and a reason, where there can be none."""
+        from . import capture, cudagraph
+
+        model, optimizer = self._made_for
+        key = (max_norm, id(ema))
+        if key not in self._graphs and "cudagraph" not in self.reasons:
+            try:
+                backend = capture.backend_for(next((p.device for p in model.parameters()), torch.device("cpu")))
+                module, place, exchange = capture.inside(model, backend.collectives)
+                step = stepping(module, self.config.amp, self.config.channels_last).train_step
+                self._graphs[key] = cudagraph.CudaGraphStep(
+                    module, step, optimizer, self._warn, backend, max_norm, ema, place, exchange
+                )
+            except Unfit as error:
+                self.reasons["cudagraph"] = str(error)
+                self._warn(f"no CUDA graphs: {error}. The step runs on the recipe below.")
+        graph: CudaGraphStep | None = self._graphs.get(key)  # type: ignore[assignment]
+        return graph
 
     def close(self) -> None:
         """End what is being compiled elsewhere; what is ready stays."""

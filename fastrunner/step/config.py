@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-RECIPES = ("eager", "fused", "compile", "graph", "auto")
+RECIPES = ("eager", "fused", "compile", "graph", "cudagraph", "auto")
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORCE = "FASTRUNNER_STEP"  # environment: a recipe that overrides the config's
 
@@ -20,8 +20,9 @@ class StepConfig:
 
     Args:
         recipe: eager (MMCV's order, torch's own optimizer), fused (clip, update and average in one pass), compile
-            (fused, with torch.compile on the model), graph (the whole iteration compiled), auto (fused, and graph
-            where that turns out faster; compiled beside the training).
+            (fused, with torch.compile on the model), graph (the whole iteration compiled), cudagraph (fused, captured
+            by CUDA graphs where the device waits for the host), auto (fused, and graph where that turns out faster;
+            compiled beside the training).
         modules: names of submodules for ``compile``; empty: the model.
         amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), or None.
         channels_last: whether convolutions' weights and 4-D inputs lie channels last.

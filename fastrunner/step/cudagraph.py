@@ -1,0 +1,414 @@
+"""Recipe ``cudagraph``: whole iterations captured by CUDA graphs, and replayed without launching them one by one.
+
+Each kind of batch goes through the same stages, every one of them a training iteration:
+
+    seen      on the recipe below, and what it moves besides tensors is looked at
+    measured  there too, ``MEASURED`` times: how long the device waits for the host is all that replays can save
+    warm      on the side stream, ``WARM_UPS`` times, by the operations that are to be captured
+    captured  recorded, compared with eager on two batches, replayed from then on
+
+Where that does not pay, or cannot be, the recipe below runs it, and ``explain`` says why. Graphs are bounded: the least
+used one goes. All of them share a pool.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .binding import Binding
+from .captured import Captured, EagerBody, Exchange, Terms
+from .device_update import Options
+from .graph_backend import Cost, Draws, GraphBackend
+from .guards import SilentState, batch_key, quick_key
+from .lift import at as users_line
+from .torch_private import Unfit
+from .verify_captured import verify_captured
+
+MAX_GRAPHS = 8  # alive at a time; the least used one goes
+MAX_CAPTURES = 24  # in a run: a model that has new shapes all the time is not worth more
+MAX_SHAPES = 256  # kinds of batches that are counted
+MAX_BINDINGS = 2  # sets of parameters, state and modes whose graphs are kept: a mode may flip, and flip back
+MEASURED = 3  # iterations of a shape whose cost is measured
+WARM_UPS = 3  # torch's advice: libraries choose algorithms and make workspaces in them
+RECURS = 3  # a shape that is not the first is thought of when it comes for the third time: a tail batch does not
+GAIN = 0.05  # the device has to wait for the host for this share of an iteration
+
+Below = Callable[[Any], None]
+
+
+@dataclass
+class Candidate:
+    """A kind of batch on its way."""
+
+    seen: int = 0
+    sample: Any = None
+    costs: list[Cost] = field(default_factory=list)
+    pays: bool = False
+
+
+@dataclass
+class Bound:
+    """Graphs of one set of tensors. They have the addresses in them."""
+
+    binding: Binding
+    options: Options
+    graphs: dict[Any, Captured] = field(default_factory=dict)
+    warming: dict[Any, tuple[Captured, EagerBody]] = field(default_factory=dict)
+
+    def free(self) -> None:
+        for graph in self.graphs.values():
+            graph.free()
+
+
+class CudaGraphStep:
+    """Whole iterations of one model and optimizer. Called as ``graph.GraphStep`` is.
+
+    Args:
+        model: what is bound: the module without wrapper.
+        step: ``train_step(batch, optimizer)`` of it, with the precision and layout of the run.
+        optimizer: the runner's.
+        warn: told once for each reason why there is no graph.
+        backend: captures and replays.
+        max_norm: clip to it; None: do not.
+        ema: EMAHook, whose average is taken with the update; None: there is none.
+        place: the runner's batch -> what ``step`` gets, on the device; None: as it is.
+        exchange: between the ranks; None: there is one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Callable[..., Any],
+        optimizer: Any,
+        warn: Callable[[str], None],
+        backend: GraphBackend,
+        max_norm: float | None = None,
+        ema: Any = None,
+        place: Callable[[Any], Any] | None = None,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self._model, self._step, self._optimizer = model, step, optimizer
+        self._warn, self._backend, self._max_norm, self._ema = warn, backend, max_norm, ema
+        self._place, self._exchange = place, exchange
+        self._bounds: OrderedDict[int, Bound] = OrderedDict()  # the newest is the one that holds
+        self._now: Bound | None = None
+        self._order: OrderedDict[tuple[int, Any], Captured] = OrderedDict()  # of all bounds, the least used first
+        self._last: tuple[Any, Captured] | None = None  # the graph that ran, and its key
+        self._doubtful = True
+        self._candidates: dict[Any, Candidate] = {}
+        self._refused: dict[Any, str] = {}  # by kind of batch; under None: whatever the batch
+        self._look: Candidate | None = None  # what the next iteration is watched for
+        self._measure: Candidate | None = None
+        self._host_s = 0.0  # of the newest iteration on the recipe below
+        self.num_captures = self.num_calls = self.num_dropped = 0
+
+    def doubt(self) -> None:
+        """Somebody's Python has run, or will: look at everything again before the next replay."""
+        self._doubtful = True
+
+    def explain(self) -> list[str]:
+        """How many graphs there are, what they take, how often they ran, and why there are no others."""
+        size = sum(graph.num_bytes for graph in self._order.values()) / 2**20
+        dropped = f", {self.num_dropped} dropped" if self.num_dropped else ""
+        lines = [f"{len(self._order)} CUDA graphs with {size:.0f} MiB in their pool{dropped}, {self.num_calls} replays"]
+        for candidate in self._candidates.values():
+            if candidate.costs:
+                lines.append(_in_words(candidate))
+        return lines + sorted({f"no CUDA graph: {why}" for why in self._refused.values()})
+
+    def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
+        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
+        if None in self._refused:
+            return None
+        average = None if self._ema is None else self._ema.average_at(iteration)
+        weight = 0.0 if average is None else average.momentum
+        if self._place is not None:
+            batch = self._place(batch)
+        shape = quick_key(batch)
+        quick = shape is not None
+        if not quick:
+            try:
+                shape = batch_key(batch)
+            except TypeError as error:
+                self._refuse(None, str(error))
+                return None
+        if self._doubtful and not self._settle():
+            return None
+        bound = self._now
+        assert bound is not None
+        key = (shape, average is not None)
+        if self._last is not None and self._last[0] == key:
+            graph: Captured | None = self._last[1]
+        else:
+            graph = self._switch(bound, key)
+        if not quick:
+            tensors: Any = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        else:
+            tensors = list(batch.values()) if type(batch) is dict else batch
+        if graph is None:
+            done = self._prepare(bound, key, batch, tensors, weight)
+            if not isinstance(done, Captured):
+                return done
+            graph, bound = done, self._now
+            assert bound is not None
+        bound.options.fill(weight)
+        values = graph.run(tensors)
+        bound.binding.done()
+        self.num_calls += 1
+        return graph.build(values), values[-1] if graph.clips else None
+
+    def around(self, below: Below, runner: Any) -> None:
+        """Run the iteration on the recipe below; where a graph is thought of, look what it moves or what it costs."""
+        look, measure, self._look, self._measure = self._look, self._measure, None, None
+        self._doubtful = True  # what it left in .grad is let go before the next replay
+        if measure is not None:
+            measure.costs.append(self._backend.measure(lambda: below(runner), self._host_s))
+            return
+        if look is None:
+            below(runner)
+            return
+        before, begin = SilentState(self._model), time.perf_counter()
+        below(runner)
+        self._host_s = time.perf_counter() - begin
+        if moved := before.moved():
+            self._refuse(None, moved[0])
+
+    def close(self) -> None:
+        """End of a run. Graphs with collectives in them go: the process group may be destroyed next."""
+        if self._exchange is None:
+            return
+        for bound in self._bounds.values():
+            bound.free()
+        self._bounds.clear()
+        self._order.clear()
+        self._now = self._last = None
+        self._doubtful = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: nothing, a resumed run begins with the recipe below."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what ``state_dict`` gave."""
+
+    def _settle(self) -> bool:
+        """Whether a binding holds, or could be made anew."""
+        if self._now is None or not self._now.binding.holds():
+            self._last = self._now = None
+            for number, bound in self._bounds.items():
+                if bound.binding.holds():
+                    self._bounds.move_to_end(number)
+                    self._now = bound
+                    break
+            else:
+                try:
+                    self._now = self._bind()
+                except Unfit as error:
+                    if not error.passing:
+                        self._refuse(None, str(error))
+                    return False
+        self._optimizer.zero_grad()
+        self._doubtful = False
+        return True
+
+    def _bind(self) -> Bound:
+        binding = Binding(self._model, self._optimizer, None if self._ema is None else self._ema._term)
+        bound = self._bounds[id(binding)] = Bound(binding, Options(binding, self._backend))
+        while len(self._bounds) > MAX_BINDINGS:
+            self._forget(next(iter(self._bounds)))
+        return bound
+
+    def _forget(self, number: int) -> None:
+        """Let a binding and its graphs go."""
+        self._bounds.pop(number).free()
+        for key in [key for key in self._order if key[0] == number]:
+            del self._order[key]
+        if self._now is not None and id(self._now.binding) == number:
+            self._now = self._last = None
+
+    def _switch(self, bound: Bound, key: Any) -> Captured | None:
+        """The graph of another kind of batch than the one before, if there is one."""
+        graph = bound.graphs.get(key)
+        if graph is not None:
+            self._last = key, graph
+            self._order.move_to_end((id(bound.binding), key))
+        return graph
+
+    def _prepare(
+        self, bound: Bound, key: Any, batch: Any, tensors: Sequence[Tensor], weight: float
+    ) -> Captured | tuple[dict[str, Any], Any] | None:
+        """What an iteration without a graph is: (outputs, grad_norm) of a warm-up, None for the recipe below."""
+        shape = key[0]
+        if shape in self._refused or not self._ripe(shape, batch):
+            return None
+        if self.num_captures >= MAX_CAPTURES:
+            self._refuse(None, f"{MAX_CAPTURES} graphs were made, for shapes or parameters that changed")
+            return None
+        if bound.binding.is_outgrown():
+            self._forget(id(bound.binding))
+            if not self._settle() or self._now is None:
+                return None
+            bound = self._now
+        bound.options.fill(weight)
+        try:
+            warming = bound.warming.get(key)
+            if warming is None:
+                warming = bound.warming[key] = self._make(bound, key, batch)
+            captured, body = warming
+            if captured.num_warm_ups < WARM_UPS:
+                return self._warm_up(bound, captured, tensors)
+            self._record(bound, key, captured, body, batch)
+        except Unfit as error:
+            bound.warming.pop(key, None)
+            self._doubtful = True
+            if error.passing:
+                self._forget(id(bound.binding))  # a first update has brought new state, or will
+            else:
+                self._refuse(shape, f"{error}{'' if ' at /' in str(error) else users_line(_innermost(error))}")
+            return None
+        except torch.OutOfMemoryError as error:
+            bound.warming.pop(key, None)
+            self._doubtful = True
+            free = self._backend.free_bytes() / 2**20
+            self._refuse(shape, f"memory is short: {_line(error)}; {free:.0f} MiB are free")
+            return None
+        return bound.graphs[key]
+
+    def _ripe(self, shape: Any, batch: Any) -> bool:
+        """Whether a kind of batch has been seen and measured, and is worth a graph."""
+        candidate = self._candidates.setdefault(shape, Candidate())
+        candidate.seen += 1
+        if len(self._candidates) > MAX_SHAPES:
+            self._refuse(None, f"no shape repeats: {MAX_SHAPES} kinds of batches came")
+            return False
+        if candidate.seen == 1:
+            candidate.sample = pytree.tree_map(_copied, batch)
+            self._look = candidate
+            self._forget_samples()
+            return False
+        others = any(other is not candidate and other.pays for other in self._candidates.values())
+        if candidate.pays or (candidate.seen < RECURS and others):
+            return candidate.pays
+        if len(candidate.costs) < MEASURED:
+            self._measure = candidate
+            return False
+        if statistics.median(cost.launch_bound for cost in candidate.costs) < GAIN:
+            self._refuse(shape, f"it would not pay: {_in_words(candidate)}")
+            return False
+        candidate.pays = True
+        return True
+
+    def _forget_samples(self) -> None:
+        """Keep copies of few batches: those that came last."""
+        held = [candidate for candidate in self._candidates.values() if candidate.sample is not None]
+        for candidate in held[:-MAX_GRAPHS]:
+            candidate.sample = None
+
+    def _make(self, bound: Bound, key: Any, batch: Any) -> tuple[Captured, EagerBody]:
+        terms = Terms(self._max_norm, key[1], exchange=self._exchange)
+        body = EagerBody(bound.binding, bound.options, self._step, terms)
+        return Captured(self._backend, body, bound.binding, bound.options, batch, _plain_tensors(self._model)), body
+
+    def _warm_up(self, bound: Bound, captured: Captured, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
+        """An iteration by the operations to be captured. Where they fail, the generators and buffers are put back."""
+        draws = Draws(self._backend, generators_of(self._model, self._backend.device))
+        state = draws.now()
+        buffers = [buffer.clone() for buffer in bound.binding.buffers.values()]
+        try:
+            done = captured.warm_up(tensors)
+        except Exception as error:
+            draws.put_back(state)
+            with torch.no_grad():
+                for buffer, old in zip(bound.binding.buffers.values(), buffers, strict=True):
+                    buffer.copy_(old)
+            if isinstance(error, (Unfit, torch.OutOfMemoryError)):
+                raise
+            raise Unfit(f"the step raised {type(error).__name__}: {_line(error)}") from error
+        bound.binding.done()
+        return done
+
+    def _record(self, bound: Bound, key: Any, captured: Captured, body: EagerBody, batch: Any) -> None:
+        """Capture and verify, with one graph less where memory is short."""
+        draws = Draws(self._backend, generators_of(self._model, self._backend.device))
+        self.num_captures += 1
+        try:
+            captured.record(draws.generators)
+        except torch.OutOfMemoryError:
+            if not self._drop():
+                raise
+            captured.record(draws.generators)
+        sample = self._candidates[key[0]].sample
+        batches = [batch] if sample is None else [sample, batch]
+        step, terms = self._step, (self._max_norm, key[1], self._exchange)
+        try:
+            verify_captured(draws, bound.binding, bound.options, captured, body, batches, step, terms)
+        except BaseException:
+            captured.free()
+            raise
+        del bound.warming[key]
+        bound.graphs[key] = self._order[id(bound.binding), key] = captured
+        self._last = key, captured
+        while len(self._order) > MAX_GRAPHS:
+            self._drop()
+
+    def _drop(self) -> bool:
+        """Let the least used graph go; False where there is none."""
+        if not self._order:
+            return False
+        (number, key), graph = self._order.popitem(last=False)
+        graph.free()
+        del self._bounds[number].graphs[key]
+        self.num_dropped += 1
+        return True
+
+    def _refuse(self, shape: Any, why: str) -> None:
+        if why not in self._refused.values():
+            self._warn(f"no CUDA graph of the step: {why}. It runs on the recipe below.")
+        self._refused[shape] = why
+
+
+def generators_of(model: nn.Module, device: torch.device) -> list[torch.Generator]:
+    """Generators of the device that modules keep as attributes: a graph must know them, or replays repeat a draw."""
+    found = {
+        id(value): value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Generator) and value.device.type == device.type
+    }
+    return list(found.values())
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors that modules keep as plain attributes; constants, or ``SilentState`` would have said so."""
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
+def _in_words(candidate: Candidate) -> str:
+    host, device = (1e6 * statistics.median(cost[i] for cost in candidate.costs) for i in range(2))
+    waits = 100 * statistics.median(cost.launch_bound for cost in candidate.costs)
+    return f"launching takes {host:.0f} us, the device works for {device:.0f} us and waits {waits:.0f} % of the time"
+
+
+def _innermost(error: BaseException) -> Any:
+    """The traceback of the error that an Unfit was raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error.__traceback__
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else ""
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf

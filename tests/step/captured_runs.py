@@ -1,0 +1,32 @@
+"""Runs with recipe ``cudagraph`` on the CPU stand-in."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastrunner.step import capture
+from fastrunner.step.cudagraph import CudaGraphStep
+from fastrunner.step.graph_stand_in import StandIn
+
+
+def on_stand_in(monkeypatch: pytest.MonkeyPatch, **options) -> StandIn:
+    """Let the recipe capture on the CPU."""
+    backend = StandIn(**options)
+    monkeypatch.setattr(capture, "backend_for", lambda device: backend)
+    return backend
+
+
+def captured_of(runner) -> CudaGraphStep:
+    step = runner.current_plan().graph
+    assert isinstance(step, CudaGraphStep)
+    return step
+
+
+class Clock:
+    """Costs in turn, the last one for ever."""
+
+    def __init__(self, costs):
+        self.costs = list(costs)
+
+    def __call__(self):
+        return self.costs.pop(0) if len(self.costs) > 1 else self.costs[0]
