@@ -19,7 +19,7 @@ from (seed, epoch, sample id), so threads change nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -97,7 +97,7 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
         if len(ids) == 0:
             raise IndexError(f"no sample {index}: there are {len(self)}")
         memory = allocate(self.shapes(1))
-        return {name: tensor[0] for name, tensor in self.fill(memory, ids, 0, 0).items()}
+        return {name: tensor[0] for name, tensor in self.fill(memory, (ids, key_of(0, 0))).items()}
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
         """name -> (shape, dtype) of a batch."""
@@ -108,13 +108,14 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
             shapes[self.key] = ((batch_size, *self.fused.shape), self.fused.dtype)
         return shapes
 
-    def fill(self, memory: Memory, ids: NDArray[np.int64], seed: int, epoch: int) -> dict[str, Tensor]:
+    def fill(self, memory: Memory, job: Job) -> dict[str, Tensor]:
         """Write a batch into ``memory``; its tensors are views of that. Nearly all of it outside the GIL."""
+        ids, key = job
         batch = {}
         for name, array in self.arrays.items():
             out = memory[name][: len(ids)]
             if name == self.key and self.fused is not None:
-                self.fused(array, ids, key_of(seed, epoch), out)
+                self.fused(array, ids, key, out)
             elif array.flags.c_contiguous:
                 np.take(array, ids, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
             else:
@@ -151,15 +152,16 @@ def _open(name: str, source: Source) -> NDArray[Any]:
     return np.asarray(array)  # numba and torch know no memmap
 
 
-class _Fill:
-    """What a thread does for a batch. It does not know the loader, which may be dropped while threads run."""
+Job = tuple[NDArray[np.int64], NDArray[np.uint64]]  # ids of a batch's samples, the epoch's key
 
-    def __init__(self, dataset: ArrayDataset, order: BatchOrder) -> None:
-        self.dataset, self.order = dataset, order
 
-    def __call__(self, memory: Memory, place: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, position = place
-        return self.dataset.fill(memory, self.order.ids(epoch, position), self.order.seed, epoch)
+def _jobs(order: BatchOrder, places: Iterable[tuple[int, int]]) -> Iterator[Job]:
+    """What there is to know of a batch before there is a slot for it. The loader may be dropped while threads run."""
+    current, key = -1, key_of(order.seed, 0)
+    for epoch, position in places:
+        if epoch != current:
+            current, key = epoch, key_of(order.seed, epoch)
+        yield order.ids(epoch, position), key
 
 
 class ArrayLoader(EpochLoader):
@@ -197,21 +199,20 @@ class ArrayLoader(EpochLoader):
             drop_last=drop_last,
         )
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._fill = _Fill(dataset, self.order)
         self._ring: Ring | None = None
         if num_threads > 0:
             shapes = dataset.shapes(batch_size)
             make_memory = _Allocate(shapes, pinned)
-            self._ring = Ring(make_memory, self._fill, num_threads=num_threads, ahead=prefetch, pinned=pinned)
+            self._ring = Ring(make_memory, dataset.fill, num_threads=num_threads, ahead=prefetch, pinned=pinned)
 
     def _start(self, epoch: int, position: int) -> None:
         if self._ring is not None and not self._goes_on(epoch, position):
-            self._ring.start(self._places(epoch, position))
+            self._ring.start(_jobs(self.order, self._places(epoch, position)))
 
     def _next(self) -> dict[str, Tensor]:
         if self._ring is None:
             memory = allocate(self.dataset.shapes(self.batch_size))
-            return self._fill(memory, (self.epoch, self.position))
+            return self.dataset.fill(memory, next(_jobs(self.order, [(self.epoch, self.position)])))
         batch: dict[str, Tensor] = self._ring.take()
         self._advance()
         return batch

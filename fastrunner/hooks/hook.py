@@ -130,4 +130,7 @@ def warn_of_no_epochs(
 
 def overrides(owner: Any, stage: str) -> bool:
     """Whether the class ``owner`` changes ``stage`` or the generic method behind it."""
-    return any(getattr(owner, name, None) is not getattr(Hook, name) for name in (stage, GENERIC.get(stage, stage)))
+    if getattr(owner, stage, None) is not getattr(Hook, stage):
+        return True
+    generic = GENERIC.get(stage)
+    return generic is not None and getattr(owner, generic, None) is not getattr(Hook, generic)

@@ -7,7 +7,7 @@ that holds only the hooks that act there; a stage nobody acts on is an empty tup
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..hooks.hook import GENERIC, Hook, overrides
@@ -45,7 +45,12 @@ def acts(hook: Hook, stage: str) -> bool:
 
 def shadows(hook: Hook) -> bool:
     """Whether an attribute of the object hides a method of its class: a ClosureHook, a mock."""
-    return any(callable(getattr(type(hook), name, None)) for name in getattr(hook, "__dict__", ()))
+    return _hides_a_method(type(hook), tuple(getattr(hook, "__dict__", ())))  # type: ignore[arg-type]  # a class
+
+
+@lru_cache(maxsize=256)  # asked some thirty times a plan, and the epoch runner makes a plan at each epoch's start
+def _hides_a_method(kind: type, attributes: tuple[str, ...]) -> bool:
+    return any(callable(getattr(kind, name, None)) for name in attributes)
 
 
 def is_ours(hook: Hook) -> bool:

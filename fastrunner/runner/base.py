@@ -320,8 +320,8 @@ class BaseRunner(RegisterMixin, ResumeMixin, metaclass=ABCMeta):
     def _running(self) -> Iterator[None]:
         """Around all of a run: whatever ends it, the counters are true and what hooks own is closed."""
         failed = True
-        self.garbage = Garbage()
         try:
+            self.garbage.start()
             yield
             self.log_writer.close()
             failed = False

@@ -107,9 +107,11 @@ def test_threads_stop_ahead_of_a_slow_taker():
     take(ring, 1)
     wait_for(lambda: len(made) == ring.num_slots)
     assert ring.num_ready == ring.num_slots - 1
-    take(ring, 1)  # the first batch is nobody's now
-    wait_for(lambda: len(made) == ring.num_slots + 1)
-    assert made == list(range(ring.num_slots + 1))
+    take(ring, 2)  # the first batches are nobody's now, but more than half of what can lie ready is left
+    assert ring.num_ready == ring.num_slots - 3
+    take(ring, 1)
+    wait_for(lambda: len(made) == ring.num_slots + 3)
+    assert made == list(range(ring.num_slots + 3))
     ring.close()
     assert HELD == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 
 import pytest
@@ -87,6 +88,50 @@ class Cyclic(TinyModel):
         self.alive.add(node)
         self.most = max(self.most, len(self.alive))
         return super().train_step(data_batch, optimizer, **kwargs)
+
+
+def cycle():
+    class Node:
+        pass
+
+    node = Node()
+    node.me = node
+    return weakref.ref(node)
+
+
+@pytest.mark.parametrize("ago", [0.0, 2 * garbage.JUST_S], ids=["swept just now", "swept long ago"])
+def test_what_an_earlier_run_left_is_swept(monkeypatch, ago):
+    left = cycle()
+    gc.collect(1)  # what is left may be young: it is to be old
+    left = [cycle(), left]
+    gc.freeze()
+    gc.unfreeze()  # puts everything into the oldest generation, as time would
+    monkeypatch.setattr(Garbage, "last_sweep", time.perf_counter() - ago)
+    run(monkeypatch, Collected(left))
+
+
+class Collected(TinyModel):
+    """Its third iteration, behind the first look after warm-up, sees whether anything is left."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.left, self.calls = left, 0
+
+    def train_step(self, data_batch, optimizer=None, **kwargs):
+        self.calls += 1
+        if self.calls == 600:
+            assert [ref() for ref in self.left] == [None, None]
+            assert gc.get_freeze_count() > 10_000
+        return super().train_step(data_batch, optimizer, **kwargs)
+
+
+def test_a_first_run_looks_through_nothing_old(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(gc, "collect", lambda generation=2: sizes.append((generation, len(gc.get_objects(2)))))
+    monkeypatch.setattr(Garbage, "last_sweep", None)
+    run(monkeypatch)
+    assert sizes[0][0] == 1
+    assert [count < 1000 for generation, count in sizes if generation == 2] == [True]
 
 
 def test_cycles_are_collected_as_soon_as_without_us(monkeypatch):
