@@ -4,34 +4,40 @@ Each case is a process; in each of several *sessions* all processes are started 
 happen to lie moves times by percents. In a session the cases are timed in turns, odd rounds in reverse order. Before
 the first, each trains a few iterations from the same weights, and the weights are compared: nobody is fast by doing
 less.
+
+Everything together keeps to a budget: how many sessions and rounds there are follows from what the first iterations
+took. A case that crashes or hangs has a row that says so, and costs the others nothing but the wait.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
 
-from . import limits, machine, statistics
-from .runners import GET, OWN, load, split_name
+from . import limits, machine, schedule, statistics
+from .cases import base_of, expand, parse
+from .process import Failed, Process
+from .runners import OWN
 from .workloads.named import Workload, find
 
-CHECKED = 12  # iterations after which the weights are compared
-# Of the distance that the weights went, how much may separate two runners of one precision: float32 rounds a sum of
-# another order by 1e-7 a term, and a dozen steps of a small network amplify that some hundred times.
-SAME = 1e-2
-TIMEOUT_S = 180.0  # for one answer: an import, a compilation, a round
-ROUND_S = 0.25  # of the bare loop
+CHECKED = 6  # iterations after which the weights are compared
+# Of the distance that the weights went, how much may separate two runners of one precision. float32 rounds a sum of
+# another order by 1e-7 a term, which a few steps of a network with batch norm amplify some ten thousand times; bfloat16
+# rounds by 2e-3, and a compiled step keeps in float32 what an eager one rounds. One update less of six is 17 %.
+SAME = {"float32": 1e-2, "bf16": 1e-1}
+START_S = 120.0  # for a process to import what it needs, also where all of them do so at once
+SETTLE_S = 240.0  # for a recipe to compile
+TIMEOUT_S = 60.0  # for any other answer, and for each of its iterations
+PATIENCE = 20  # times what one takes here, where all is well
 BATCHES = 16  # in memory, used over and over
 
 
@@ -40,7 +46,9 @@ class ContestOptions:
     """What is compared, and how long; see ``python -m fastrunner.bench --help``.
 
     Attributes:
-        budget_s: seconds that the rounds may take; their number follows.
+        options: what is behind each row's name, e.g. ``"+bf16"``.
+        sessions, rounds: at most.
+        budget_s: seconds that everything may take together.
     """
 
     against: tuple[str, ...]
@@ -48,96 +56,14 @@ class ContestOptions:
     workload: str = "digits-cnn"
     mode: str = "loop"
     device: str = "cpu"
+    options: str = ""
     threads: int = 0
     workers: int = 2
     seed: int = 0
     sessions: int = 6
     rounds: int = 6
-    budget_s: float = 400.0
+    budget_s: float = 540.0
     peers_python: str = ".venv-peers/bin/python"
-
-
-class Failed(RuntimeError):
-    """A case cannot go on; the message is for its row."""
-
-
-class Process:
-    """A worker, and a deadline for each of its answers."""
-
-    def __init__(self, python: str, spec: dict[str, Any], folder: Path) -> None:
-        self.folder = folder
-        self._errors = (folder / "output.txt").open("wb")
-        root = str(Path(__file__).resolve().parents[2])
-        start = f"import sys; sys.path.append({root!r}); from fastrunner.bench.worker import main; main()"
-        self._process = subprocess.Popen(
-            [python, "-c", start, json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=os.getcwd(),
-        )
-
-    def ask(self, do: str, timeout_s: float = TIMEOUT_S, **order: Any) -> dict[str, Any]:
-        """Send an order, wait for its answer.
-
-        Raises:
-            Failed: it answers with an error, ends, or does not answer in time (then it is ended).
-        """
-        self.send(do, **order)
-        return self.answer(timeout_s)
-
-    def send(self, do: str, **order: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **order}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise Failed(self._last_words()) from None
-
-    def answer(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-        pipe = self._process.stdout
-        assert pipe is not None
-        if not select.select([pipe], [], [], timeout_s)[0]:
-            self.close()
-            raise Failed(f"it hung: no answer in {timeout_s:.0f} s")
-        line = pipe.readline()
-        if not line:
-            raise Failed(self._last_words())
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise Failed(f"not installed; get it with: {GET}" if found.get("missing") else found["error"])
-        return found
-
-    def _last_words(self) -> str:
-        code = self._process.wait()
-        lines = (self.folder / "output.txt").read_text(errors="replace").strip().splitlines()
-        return f"it crashed (exit code {code})" + (f": {lines[-1]}" if lines else "")
-
-    def close(self) -> None:
-        """End it, and wait until it has ended."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # what was still to be written has no reader
-                    pipe.close()
-
-
-def expand(names: Sequence[str]) -> list[str]:
-    """Cases in order, ``name`` or ``name:variant``. fastrunner is always one; ``mmcv`` is as shipped and ``nosleep``.
-
-    Raises:
-        ValueError: an unknown runner or variant.
-    """
-    cases: list[str] = []
-    if not any(name.split(":")[0] == "fastrunner" for name in names):
-        names = ["fastrunner", *names]
-    for full in names:
-        name, variant = split_name(full)
-        cases.append(name if variant == load(name).VARIANTS[0] else f"{name}:{variant}")
-        if full == "mmcv":
-            cases.append("mmcv:nosleep")
-    return list(dict.fromkeys(cases))
 
 
 def contest(options: ContestOptions, say: Callable[[str], None]) -> dict[str, Any]:
@@ -148,7 +74,8 @@ def contest(options: ContestOptions, say: Callable[[str], None]) -> dict[str, An
         WorkloadError: an unknown workload, or one that does not load.
         OSError: the disk is full.
     """
-    cases = expand(options.against)
+    until = monotonic() + options.budget_s
+    cases = expand(options.against, options.options)
     workload = find(options.workload)
     if options.mode == "system" and workload.make_dataset is None:
         raise ValueError(f"workload {options.workload} has no data set, which --mode system needs; use --mode loop")
@@ -159,60 +86,108 @@ def contest(options: ContestOptions, say: Callable[[str], None]) -> dict[str, An
         "machine": machine.facts(torch.device(options.device)),
     }
     with tempfile.TemporaryDirectory(prefix="fastrunner-bench-") as folder:
-        bench = _Contest(options, cases, workload, Path(folder), say)
+        bench = _Contest(options, cases, workload, Path(folder), say, until)
         bench.run(watch)
         say("what this machine can do at most")
         result |= {"num_parameters": bench.num_parameters, "batch_size": workload.batch_size, **bench.summary()}
-        result["limits"] = bench.limits(result)
+        with bench.clock("limits"):
+            result["limits"] = bench.limits(result)
     result["machine"]["during"] = watch.summary()
+    result["seconds"] = {**bench.seconds, "all": options.budget_s - (until - monotonic())}
     return result
 
 
 class _Contest:
     def __init__(
-        self, options: ContestOptions, cases: list[str], workload: Workload, folder: Path, say: Callable[[str], None]
+        self,
+        options: ContestOptions,
+        cases: list[str],
+        workload: Workload,
+        folder: Path,
+        say: Callable[[str], None],
+        until: float,
     ) -> None:
-        self.options, self.cases, self.workload, self.folder, self.say = options, cases, workload, folder, say
+        self.options, self.cases, self.workload, self.folder = options, cases, workload, folder
+        self.say, self.until = say, until
         self.failed: dict[str, str] = {}
         self.facts: dict[str, dict[str, Any]] = {name: {} for name in cases}
         self.samples: dict[str, list[list[float]]] = {name: [] for name in cases}
         self.account: dict[str, Any] | None = None
-        self.plan: dict[str, int] = {}
+        self.plan: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
         self.file = folder / "given.pt"
+        torch.set_num_threads(options.threads or machine.usable_cores())
         torch.manual_seed(options.seed)
         model = workload.make_model()
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.state = {name: value.clone() for name, value in model.state_dict().items()}
-        torch.save({"batches": workload.make_batches(BATCHES, options.seed), "state": self.state}, self.file)
+        batches = workload.make_batches(BATCHES, options.seed)
+        self.need = limits.needs(model, batches[0], workload.optimizer)
+        begin = monotonic()
+        model.train_step(batches[0], None)["loss"].backward()  # type: ignore[operator]
+        self.patience_s = PATIENCE * (monotonic() - begin)
+        try:
+            torch.save({"batches": batches, "state": self.state}, self.file)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"cannot write {self.file}: {str(error).splitlines()[0]}") from error
 
     def run(self, watch: machine.Watch) -> None:
-        sessions = self.options.sessions
-        for session in range(sessions):
+        session, sessions = 0, self.options.sessions
+        while session < sessions:
+            begin = monotonic()
             self.say(f"session {session + 1} of {sessions}: starting {len(self.alive())} processes")
-            processes = self._start(session)
+            with self.clock("starting"):
+                processes = self._start(session)
             try:
+                with self.clock("compiling"):
+                    self._settle(processes)
+                started_s = monotonic() - begin
                 if session == 0:
-                    self._check(processes)
-                    self._calibrate(processes)
-                self._rounds(session, processes, watch)
+                    with self.clock("checking"):
+                        self._check(processes)
+                        self._plan(processes, started_s)
+                    sessions = self.plan.get("sessions", 1)
+                with self.clock("rounds"):
+                    self._rounds(session, sessions, processes, watch)
                 if session == 0:
-                    self._account(processes)
+                    with self.clock("account"):
+                        self._account(processes)
             finally:
-                for process in processes.values():
-                    process.close()
+                with self.clock("ending"):
+                    for process in processes.values():
+                        process.dismiss()
+                    for process in processes.values():
+                        process.close()
+            session += 1
+            if self.until - monotonic() < self.plan.get("session_s", 0.0):
+                break  # the machine is slower than it was, or a case has hung
+        self.plan["sessions"] = session
+
+    def most_s(self, num_iters: int) -> float:
+        """How long an answer may take that needs that many iterations."""
+        return TIMEOUT_S + num_iters * self.patience_s
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Adds to the seconds of a phase."""
+        begin = monotonic()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + monotonic() - begin
 
     def alive(self) -> list[str]:
         return [name for name in self.cases if name not in self.failed]
 
     def _start(self, session: int) -> dict[str, Process]:
-        options, started = self.options, {}
+        options, started = self.options, dict[str, Process]()
         for full in self.alive():
-            name, variant = split_name(full)
+            case = parse(full)
             folder = self.folder / f"{session}-{full.replace(':', '-')}"
             folder.mkdir()
             spec = {
-                "name": name,
-                "variant": variant,
+                "name": case.name,
+                "variant": case.variant,
+                "amp": None if case.precision == "float32" else case.precision,
+                "channels_last": case.channels_last,
                 "file": str(self.file),
                 "folder": str(folder),
                 "max_norm": self.workload.max_norm,
@@ -222,12 +197,12 @@ class _Contest:
                 **{key: getattr(options, key) for key in ("runner", "workload", "device", "mode", "workers", "seed")},
             }
             python = sys.executable
-            if name not in OWN and Path(options.peers_python).is_file():
+            if case.name not in OWN and Path(options.peers_python).is_file():
                 python = os.path.abspath(options.peers_python)
             started[full] = Process(python, spec, folder)
             self._try(full, started, lambda process: process.send("hello"))
         for full in list(started):
-            found = self._try(full, started, lambda process: process.answer())
+            found = self._try(full, started, lambda process: process.answer(START_S))
             if found is not None:
                 self.facts[full] |= found
         return started
@@ -241,67 +216,87 @@ class _Contest:
             processes.pop(full).close()
             return None
 
+    def _settle(self, processes: dict[str, Process]) -> None:
+        """Let recipes that compile do so before anything is timed."""
+        for full in list(processes):
+            self.say(f"warming up {full}")
+            most, late = min(SETTLE_S, self.options.budget_s / 3), self.most_s(2 * BATCHES)
+            found = self._try(full, processes, lambda process: process.ask("settle", most + late, most_s=most))  # noqa: B023
+            if found is not None:
+                self.facts[full] |= found
+
     def _check(self, processes: dict[str, Process]) -> None:
         """Train a few iterations, compare the weights with those of the bare loop, or else of the first case."""
-        weights = {}
+        weights = dict[str, Any]()
         for full in list(processes):
             self.say(f"comparing weights: {full}")
-            found = self._try(full, processes, lambda process: process.ask("check", iterations=CHECKED))
+            most = self.most_s(CHECKED)
+            found = self._try(full, processes, lambda process: process.ask("check", most, iterations=CHECKED))  # noqa: B023
             if found is not None:
                 weights[full] = torch.load(found.pop("weights"), weights_only=True)
                 self.facts[full] |= found
-        reference: dict[str, Any] = weights.get("raw") or next(iter(weights.values()), {})
         for full, state in weights.items():
-            off = distance(state, reference, self.state)
+            precision = parse(full).precision
+            alike = [name for name in weights if parse(name).precision == precision]
+            reference = next((name for name in alike if parse(name).name == "raw"), alike[0])
+            off = distance(state, weights[reference], self.state)
             self.facts[full]["weights_off"] = off
-            if not off <= SAME:  # also catches NaN
+            if not off <= SAME[precision]:  # also catches NaN
                 self.failed[full] = f"its weights are {off:.0%} off after {CHECKED} iterations: not the same work"
                 processes.pop(full).close()
 
-    def _calibrate(self, processes: dict[str, Process]) -> None:
-        """How many iterations a round has, and how many rounds there are, from the bare loop's time."""
-        reference = "raw" if "raw" in processes else next(iter(processes), None)
-        if reference is None:
-            return
-        few = {"num_iters": 3, "lead": 2, "log_interval": 3}
-        found = [self._try(reference, processes, lambda p: p.ask("round", **few)) for _ in range(3)]
-        if None in found:
-            return
-        ns = min(sample["ns"] for sample in found)
-        num_iters = max(2, min(2000, round(ROUND_S * 1e9 / ns)))
-        if num_iters >= 50:
-            num_iters = num_iters // 50 * 50
-        lead = max(1, min(20, num_iters // 4))
-        round_s = 1.5 * (num_iters + lead) * ns / 1e9  # the others need more than the bare loop
-        each = self.options.budget_s / (len(processes) * self.options.sessions)
-        rounds = max(2, min(self.options.rounds, int(each / round_s)))
-        self.plan = {"num_iters": num_iters, "lead": lead, "log_interval": min(50, num_iters), "rounds": rounds}
+    def _plan(self, processes: dict[str, Process], started_s: float) -> None:
+        """How many iterations a round of each case has, and how many rounds and sessions there are."""
+        took: dict[str, float] = {}
+        for full in list(processes):
+            self.say(f"how long is an iteration: {full}")
+            for num_iters in schedule.PROBES:
+                order = {"num_iters": num_iters, "lead": 1, "log_interval": num_iters}
+                most = self.most_s(num_iters + 2)
+                found = self._try(full, processes, lambda process: process.ask("round", most, **order))  # noqa: B023
+                if found is None:
+                    took.pop(full, None)
+                    break
+                took[full] = found["ns"] / 1e9
+                if took[full] > schedule.SLOW_S:
+                    break
+        if took:
+            reserve = schedule.RESERVE_S + schedule.account_s(max(took.values()))
+            left = self.until - monotonic() - reserve
+            self.plan = schedule.make(took, started_s, left, self.options.sessions, self.options.rounds)
 
-    def _rounds(self, session: int, processes: dict[str, Process], watch: machine.Watch) -> None:
-        plan = dict(self.plan)
-        rounds = plan.pop("rounds", 0)
+    def _rounds(self, session: int, sessions: int, processes: dict[str, Process], watch: machine.Watch) -> None:
+        rounds = self.plan.get("rounds", 0)
         for full in list(processes):  # the first round of a process warms up
-            self._try(full, processes, lambda process: process.ask("round", **plan))
+            self._try(full, processes, lambda process: self._round(full, process))  # noqa: B023
             self.samples[full].append([])
         for number in range(rounds):
-            self.say(f"session {session + 1} of {self.options.sessions}: round {number + 1} of {rounds}")
+            self.say(f"session {session + 1} of {sessions}: round {number + 1} of {rounds}")
             names = list(processes)
             for full in reversed(names) if number % 2 else names:
                 with watch.sample() as seen:
-                    found = self._try(full, processes, lambda process: process.ask("round", **plan))
+                    found = self._try(full, processes, lambda process: self._round(full, process))  # noqa: B023
                     if found is not None:
                         seen.own_cpu_s = found["cpu_s"]
                         self.samples[full][-1].append(found["ns"])
 
+    def _round(self, full: str, process: Process) -> dict[str, Any]:
+        order = self.plan["rounds_of"][full]
+        return process.ask("round", self.most_s(order["num_iters"] + order["lead"] + 1), **order)
+
     def _account(self, processes: dict[str, Process]) -> None:
-        full = next((name for name in processes if name.startswith("fastrunner")), None)
+        full = base_of(self.cases[0], list(processes))
         if full is None or not self.plan:
             return
         self.say("where fastrunner's iterations go")
-        num_iters = max(20, min(400, self.plan["num_iters"]))
+        num_iters = schedule.account_iters(self.plan["rounds_of"][full]["num_iters"])
         interval = max(1, min(50, num_iters // 5))
         self.account = self._try(
-            full, processes, lambda process: process.ask("account", num_iters=num_iters, log_interval=interval)
+            full,
+            processes,
+            lambda process: process.ask(
+                "account", self.most_s(2 * num_iters), num_iters=num_iters, log_interval=interval
+            ),
         )
 
     def limits(self, result: dict[str, Any]) -> dict[str, Any] | None:
@@ -310,36 +305,73 @@ class _Contest:
             return None
         device = torch.device(self.options.device)
         machine_limits = limits.measure_limits(device, self.options.threads)
-        torch.manual_seed(self.options.seed)
-        batch = self.workload.make_batches(1, self.options.seed)[0]
-        need = limits.needs(self.workload.make_model(), batch, self.workload.optimizer)
-        for case in result["cases"].values():
+        need = self.need
+        for name, case in result["cases"].items():
             if "median_ns" in case:
-                case["limit_share"] = sum(limits.limit_s(machine_limits, need).values()) / (case["median_ns"] / 1e9)
+                seconds, least = case["median_ns"] / 1e9, limits.limit_s(machine_limits, need, dtype_of(name))
+                case["limit_share"] = sum(least.values()) / seconds
+                case["mfu"] = least["arithmetic"] / seconds
         parts = {part: sum(ns) / max(1, len(ns)) for part, ns in (self.account or {"parts": {}})["parts"].items()}
         seconds = result["cases"][result["base"]]["median_ns"] / 1e9
-        return {"machine": machine_limits, "need": need, **limits.diagnose(machine_limits, need, seconds, parts)}
+        base = result["base"]
+        whole = any("in one call each" in line for line in self.facts[base].get("step", ()))
+        found = limits.diagnose(machine_limits, need, seconds, parts, dtype_of(base), whole)
+        return {"machine": machine_limits, "need": need, **found}
 
     def summary(self) -> dict[str, Any]:
-        whole = {name: self.samples[name] for name in self.alive() if self.samples[name]}
-        base = next((name for name in whole if name.startswith("fastrunner")), None)
-        rows = {}
-        for name in self.cases:
-            rows[name] = {**self.facts[name], "failed": self.failed.get(name), "samples_ns": self.samples[name]}
-            if name in whole:
-                rows[name]["median_ns"] = statistics.middle(whole[name])
-                rows[name]["min_ns"] = min(map(min, whole[name]))
-            if name in whole and base is not None and name != base:
-                rows[name]["change"] = statistics.change(whole[name], whole[base]).summary()
-        first, sentence = statistics.winner(whole) if whole else (None, "nothing could be measured")
+        """The rows with what is known of them, and who is first."""
+        whole = {name: self.samples[name] for name in self.alive() if self.samples[name] and self.samples[name][0]}
+        found = judge(whole)
+        rows = {
+            name: {
+                **self.facts[name],
+                "failed": self.failed.get(name),
+                "samples_ns": self.samples[name],
+                **found["rows"].get(name, {}),
+            }
+            for name in self.cases
+        }
         return {
-            "base": base,
+            "base": base_of(self.cases[0], list(whole)),
             "cases": rows,
-            "winner": first,
-            "sentence": sentence,
+            "winners": found["winners"],
+            "sentence": found["sentence"],
             "plan": self.plan,
             "account": self.account,
         }
+
+
+def judge(whole: Mapping[str, statistics.Samples]) -> dict[str, Any]:
+    """Medians and differences of rows, and who is first among the rows of one precision.
+
+    fastrunner competes once, as its first row: its other recipes are no peers of it.
+
+    Returns:
+        rows: name -> median_ns, min_ns, change (from fastrunner's first row), over_raw (from the bare loop's).
+        winners: the first of each precision, where there is one; sentence: the same in words.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    sentences, winners = dict[str, str](), []
+    for precision in dict.fromkeys(parse(name).precision for name in whole):
+        alike = {name: samples for name, samples in whole.items() if parse(name).precision == precision}
+        base = base_of(next(iter(alike)), list(alike))
+        bare = next((name for name in alike if parse(name).name == "raw"), None)
+        for name, samples in alike.items():
+            rows[name] = {"median_ns": statistics.middle(samples), "min_ns": min(map(min, samples))}
+            for key, other in (("change", base), ("over_raw", bare)):
+                if other not in (None, name):
+                    rows[name][key] = statistics.change(samples, whole[str(other)]).summary()
+        first, sentences[precision] = statistics.winner(
+            {name: samples for name, samples in alike.items() if name == base or parse(name).name != "fastrunner"}
+        )
+        winners += [first] if first is not None else []
+    texts = [text if len(sentences) == 1 else f"{precision}: {text}" for precision, text in sentences.items()]
+    return {"rows": rows, "winners": winners, "sentence": "; ".join(texts) or "nothing could be measured"}
+
+
+def dtype_of(name: str) -> str:
+    """The type in which a row multiplies."""
+    return {"float32": "float32", "bf16": "bfloat16"}[parse(name).precision]
 
 
 def distance(state: dict[str, Any], reference: dict[str, Any], start: dict[str, Any]) -> float:
@@ -355,4 +387,4 @@ def distance(state: dict[str, Any], reference: dict[str, Any], start: dict[str, 
     return float((apart / went) ** 0.5) if went else float("inf") if apart else 0.0
 
 
-__all__ = ["ContestOptions", "Failed", "Process", "contest", "distance", "expand"]
+__all__ = ["ContestOptions", "contest", "distance", "judge"]

@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that only a comparison has."""
     add = parser.add_argument_group("comparison with other runners").add_argument
     add("--against", metavar="NAMES", help="raw,mmcv,mmengine,ignite,accelerate,lightning, or some of them; "
-        "fastrunner:RECIPE and mmcv:nosleep name variants")  # fmt: skip
+        "fastrunner:RECIPE and mmcv:nosleep name variants, raw+bf16+channels_last options")  # fmt: skip
     add("--workload", help=f"{', '.join(NAMED)}, or a factory pkg.module:function (default: {DEFAULT})")
     add("--config", metavar="MY.PY", help="compare on the model, data and optimizer of a config instead")
     add("--mode", choices=("loop", "system"), default="loop", help="loop: all read the same batches in memory; "
         "system: each with the loader that its documentation advises (default: %(default)s)")  # fmt: skip
-    add("--sessions", type=int, default=6, help="processes of each runner, one after the other (default: %(default)s)")
-    add("--rounds", type=int, default=6, help="at most, in each process (default: %(default)s)")
-    add("--budget", type=float, default=400.0, help="seconds for all rounds together (default: %(default)s)")
+    add("--sessions", type=int, default=6, help="processes of each runner, at most (default: %(default)s)")
+    add("--rounds", type=int, default=6, help="in each process, at most (default: %(default)s)")
+    add("--budget", type=float, default=540.0, help="seconds for everything together (default: %(default)s)")
     add("--threads", type=int, default=0, help="of torch; 0: one a core (default)")
     add("--peers-python", default=".venv-peers/bin/python", help="the environment that `make peers` makes")
 
@@ -41,8 +41,6 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for name, least in (("sessions", 1), ("rounds", 2), ("budget", 1), ("threads", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be >= {least}, got {getattr(args, name)}")
-    if args.amp_dtype != "float32" or args.channels_last:
-        parser.error("--against compares at equal precision and layout: leave --amp-dtype and --channels-last out")
     names = [name.strip() for name in args.against.split(",") if name.strip()]
     if args.step != "fused" and not any(name.split(":")[0] == "fastrunner" for name in names):
         names.insert(0, f"fastrunner:{args.step}")
@@ -50,6 +48,7 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         against=tuple(names),
         workload=args.config or args.workload or DEFAULT,
         budget_s=args.budget,
+        options=("+bf16" if args.amp_dtype == "bfloat16" else "") + ("+channels_last" if args.channels_last else ""),
         **{key: getattr(args, key) for key in ("runner", "mode", "device", "threads", "workers", "seed", "sessions",
                                                "rounds", "peers_python")},
     )  # fmt: skip

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .report import duration
+from .statistics import in_words
 
 COLUMNS = ("runner", "iteration", "against it", "95 % interval", "of limit", "sleeps")
 
@@ -18,20 +19,27 @@ def render(result: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(
         f"[bold]{options['workload']}[/] ({result['num_parameters']:,} parameters), batch {result['batch_size']}, "
-        f"runner {options['runner']}, mode {options['mode']}, float32, {options['device']}",
+        f"runner {options['runner']}, mode {options['mode']}, {options['device']}",
         highlight=False,
     )
     if plan:
         console.print(
-            f"[dim]{options['sessions']} processes a runner x {plan['rounds']} rounds x {plan['num_iters']:,} "
-            "iterations, in turns; medians[/]",
+            f"[dim]{plan['sessions']} processes a runner x {plan['rounds']} rounds x "
+            f"{_iterations(plan['rounds_of'])} iterations, in turns; medians[/]",
             highlight=False,
         )
     console.print(_table(result))
     for name, case in result["cases"].items():
         if case["failed"]:
-            console.print(f"  [yellow]{name}[/]: {case['failed']}", highlight=False, soft_wrap=True)
+            console.print(f"  [yellow]{name}[/]: {case['failed']}", highlight=False)
     console.print(f"\n  {result['sentence']}.", highlight=False)
+    noisy = [name for name, case in result["cases"].items() if case.get("change", {}).get("verdict") == "too noisy"]
+    if noisy:
+        console.print(
+            f"  [yellow]too noisy to compare[/]: {', '.join(noisy)}; on a quiet machine, or with a larger --budget, "
+            "there is an answer",
+            highlight=False,
+        )
     for note in sorted({case.get("note") for case in result["cases"].values() if case.get("note")}):
         console.print(f"  [dim]{note}[/]", highlight=False)
     _agreement(result, console)
@@ -39,32 +47,44 @@ def render(result: dict[str, Any], console: Console) -> None:
     _machine(result["machine"], console)
 
 
+def _iterations(rounds_of: dict[str, dict[str, int]]) -> str:
+    """Of a round: a slower case has fewer."""
+    numbers = sorted({each["num_iters"] for each in rounds_of.values()})
+    return f"{numbers[0]:,}" + (f" to {numbers[-1]:,}" if len(numbers) > 1 else "")
+
+
 def _table(result: dict[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    table.add_column(COLUMNS[0], overflow="fold")
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
     cases = result["cases"]
     for name in sorted(cases, key=lambda name: cases[name].get("median_ns", float("inf"))):
-        table.add_row(*_row(name, cases[name], name == result["winner"], name == result["base"]))
+        table.add_row(*_row(name, cases[name], name in result["winners"], name == result["base"]))
     return table
+
+
+def share_of(part: float) -> str:
+    """A share of a limit, with a digit more where it is small."""
+    return f"{part:.0%}" if part >= 0.1 else f"{part:.1%}"
 
 
 def _row(name: str, case: dict[str, Any], first: bool, base: bool) -> tuple[str, ...]:
     name = f"[bold green]{name}[/]" if first else f"[bold]{name}[/]" if base else name
     if case["failed"]:
         return (f"  {name}", "-", "", "", "", "")
-    share = f"{case['limit_share']:.0%}" if case.get("limit_share") else ""
-    sleeps = f"{case['sleep_per_epoch_s']:.0f} s/epoch" if case.get("sleep_per_epoch_s") else ""
+    share = share_of(case["limit_share"]) if case.get("limit_share") else ""
+    sleeps = f"{case['sleep_per_epoch_s']:.0f} s an epoch" if case.get("sleep_per_epoch_s") else ""
     sleeps = "removed" if sleeps and ":nosleep" in name else sleeps
     if "change" not in case:
         return (f"  {name}", duration(case["median_ns"]), "", "", share, sleeps)  # what the others are held against
     found = case["change"]
-    words = found["verdict"] if found["verdict"] in ("no difference", "too noisy") else f"{found['median']:+.1%}"
+    words = found["verdict"] if found["verdict"] in ("no difference", "too noisy") else in_words(found["median"])
     return (
         f"  {name}",
         duration(case["median_ns"]),
         words,
-        "-" if found["verdict"] == "too noisy" else f"{found['low']:+.1%} to {found['high']:+.1%}",
+        "-" if found["verdict"] == "too noisy" else f"{in_words(found['low'])} to {in_words(found['high'])}",
         share,
         sleeps,
     )

@@ -34,6 +34,7 @@ CHOICES = {
     "data": "more workers_per_gpu, or a loader that decodes faster (DALI for JPEG, ArrayDataset in memory)",
     "hooks": "larger intervals, and a due() for hooks of your own that act rarely",
 }
+WHOLE = "a larger batch: the whole iteration is one compiled call already"
 
 
 def measure_limits(device: torch.device, threads: int = 0) -> dict[str, Any]:
@@ -144,31 +145,39 @@ def limit_s(machine: Mapping[str, Any], need: Mapping[str, float], dtype: str = 
 
 
 def diagnose(
-    machine: Mapping[str, Any], need: Mapping[str, float], iter_s: float, parts_ns: Mapping[str, float] | None
+    machine: Mapping[str, Any],
+    need: Mapping[str, float],
+    iter_s: float,
+    parts_ns: Mapping[str, float] | None,
+    dtype: str = "float32",
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Share of the limit, MFU, and the bottleneck with the setting that would help.
 
     Args:
         iter_s: measured seconds of an iteration.
         parts_ns: mean nanoseconds of ``data``, ``hooks``, ``logging`` an iteration, where they were measured.
+        dtype: in which it multiplies.
+        whole: whether the iteration is one compiled call already.
     """
-    least = limit_s(machine, need)
+    least = limit_s(machine, need, dtype)
     parts = parts_ns or {}
     data, hooks = parts.get("data", 0.0) / 1e9, (parts.get("hooks", 0.0) + parts.get("logging", 0.0)) / 1e9
     overhead = min(iter_s, need["operations"] * machine["operation_s"] + machine["empty_loop_s"])
     spent = {"data": data, "hooks": hooks, "overhead": overhead, "memory": least["memory"]}
     spent["arithmetic"] = max(0.0, iter_s - sum(spent.values()))  # in kernels, at the peak rate or below
     bottleneck = max(spent, key=lambda name: spent[name])
+    advice = WHOLE if whole and bottleneck == "overhead" else CHOICES[bottleneck]
     share, mfu = sum(least.values()) / iter_s, least["arithmetic"] / iter_s
     sentences = [
         f"limit: {1e6 * sum(least.values()):,.4g} us an iteration; reached: {share:.0%}, MFU {mfu:.0%}",
-        f"  {need['flops']:.3g} FLOP at {machine['flops_per_s']['float32'] / 1e9:,.0f} GFLOP/s, update "
+        f"  {need['flops']:.3g} FLOP at {machine['flops_per_s'][dtype] / 1e9:,.0f} GFLOP/s, update "
         f"{need['update_bytes'] / 1e6:,.3g} MB at {machine['stream_bytes_per_s'] / 1e9:,.1f} GB/s",
         f"bottleneck: {bottleneck} ({min(1.0, spent[bottleneck] / iter_s):.0%})",
-        f"  what would help: {CHOICES[bottleneck]}",
+        f"  what would help: {advice}",
     ]
-    if bottleneck == "arithmetic":  # naming precision is only useful where it is faster here
+    if bottleneck == "arithmetic" and dtype == "float32":  # naming precision is only useful where it is faster here
         gain = machine["flops_per_s"]["bfloat16"] / machine["flops_per_s"]["float32"]
         sentences.append(f"  bfloat16 multiplies {gain:.1f} times as fast as float32 here")
     return {"least_s": least, "spent_s": spent, "share": share, "mfu": mfu, "bottleneck": bottleneck,
-            "advice": CHOICES[bottleneck], "sentences": sentences}  # fmt: skip
+            "advice": advice, "sentences": sentences}  # fmt: skip

@@ -100,6 +100,11 @@ def _change(log_ratio: tuple[float, float, float], ns: tuple[float, float, float
     return Change(median, low, high, *ns)
 
 
+def in_words(change: float) -> str:
+    """A difference as a share, or as a multiple where it is large: "+12.3%", "8.8 x"."""
+    return f"{change:+.1%}" if change < 1 else f"{1 + change:.1f} x"
+
+
 def middle(samples: Samples) -> float:
     """The median over processes of the median over rounds, nanoseconds."""
     return float(np.median(np.median(np.asarray(samples), axis=1)))
@@ -169,4 +174,4 @@ def winner(cases: Mapping[str, Samples]) -> tuple[str | None, str]:
     if level:
         return None, f"no winner: {first} and {', '.join(level)} cannot be told apart here"
     second = change(cases[others[0]], cases[first])
-    return first, f"{first} is first: the next, {others[0]}, needs {second.low:+.1%} to {second.high:+.1%} of its time"
+    return first, f"{first} is first: the next, {others[0]}, takes {in_words(second.low)} to {in_words(second.high)}"

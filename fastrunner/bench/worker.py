@@ -1,6 +1,7 @@
 """One runner in a process of its own, which does what it is told: a line of JSON in, a line of JSON out.
 
-    {"do": "check"}                                  -> train from the first weights; the weights afterwards, the sleeps
+    {"do": "settle", "most_s": 240}                  -> train until nothing is being compiled any more
+    {"do": "check", "iterations": 6}                 -> train from the first weights; the weights afterwards, the sleeps
     {"do": "round", "num_iters": 500, ...}           -> nanoseconds an iteration
     {"do": "account", ...}                           -> where fastrunner's iterations go, one by one
 
@@ -30,10 +31,12 @@ from .measure import Window
 from .runners import Task, load
 
 CHECK_EPOCHS = 3
+NEVER = 10**9  # a log interval without logs
+AMP = {"bf16": torch.bfloat16}
 
 
 class Sleeps:
-    """Counts what the loop's thread sleeps, and sleeps it, or not.
+    """Counts what the loop's thread sleeps, and sleeps it, or not: rounds do without, their clock stands meanwhile.
 
     Args:
         skip: return at once.
@@ -90,7 +93,7 @@ class Worker:
 
     Args:
         spec: what ``contest.py`` sends: name, variant, runner, workload, file (of batches and weights), folder,
-            max_norm, optimizer, threads, device, mode, batch_size, workers, seed.
+            max_norm, optimizer, threads, device, mode, batch_size, workers, seed, amp, channels_last.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -106,6 +109,7 @@ class Worker:
         self.sleeps = Sleeps(skip=spec["variant"] == "nosleep")
         self.optimizer = self._make_optimizer()
         self.loader: Any = None
+        self.kept: dict[str, Any] = {}
 
     def _make_model(self) -> Any:
         from .workloads.named import find
@@ -114,6 +118,11 @@ class Worker:
         self.workload = find(self.spec["workload"])
         model = self.workload.make_model()
         model.load_state_dict(self.state)
+        if self.spec["name"] != "fastrunner":  # which has options for both
+            if self.spec["channels_last"]:
+                model = model.to(memory_format=torch.channels_last)
+            if self.spec["amp"] is not None:
+                model.train_step = _autocast(model.train_step, self.device, AMP[self.spec["amp"]])
         return model.to(self.device)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -134,6 +143,9 @@ class Worker:
             folder=Path(self.spec["folder"]),
             variant=self.spec["variant"],
             epochs=epochs,
+            amp=self.spec["amp"],
+            channels_last=self.spec["channels_last"],
+            kept=self.kept,
         )
 
     def hello(self) -> dict[str, Any]:
@@ -153,16 +165,35 @@ class Worker:
             "note": getattr(self.module, "NOTE", ""),
         }
 
+    def settle(self, most_s: float) -> dict[str, Any]:
+        """Train until everything that the runner compiles is there, or for that long; then put the weights back."""
+        begin = time.perf_counter()
+        if not hasattr(self.module, "settle"):
+            return {}
+        self.module.settle(self._task(NEVER), self.batches, most_s)
+        self._restore()
+        return {"settle_s": time.perf_counter() - begin, "step": self.module.explain(self._task(NEVER))}
+
+    def _restore(self) -> None:
+        """The first weights, and no momentum, where they are: what is compiled holds their addresses."""
+        self.model.load_state_dict(self.state)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+
     def check(self, iterations: int) -> dict[str, Any]:
         """Train from the first weights; then put them back."""
+        self.sleeps.skip = self.spec["variant"] == "nosleep"
+        self._restore()
         per_epoch = max(1, iterations // CHECK_EPOCHS)
         source = Passes(self.batches[:per_epoch], per_epoch, 0, CHECK_EPOCHS * per_epoch - 1)
         self.module.train(self._task(per_epoch, CHECK_EPOCHS), source)
         end = perf_counter_ns()
         file = Path(self.spec["folder"]) / "weights.pt"
         torch.save({name: value.cpu() for name, value in self.model.state_dict().items()}, file)
-        self.model.load_state_dict(self.state)
-        self.optimizer = self._make_optimizer()
+        self._restore()
+        self.sleeps.skip = True
         return {
             "weights": str(file),
             "iterations": CHECK_EPOCHS * per_epoch,
@@ -183,10 +214,9 @@ class Worker:
         epochs = -(-(lead + num_iters + 1) // length)
         passes = Passes(loader, length, lead, num_iters)
         self.module.train(self._task(log_interval, epochs), passes)
-        slept = self.sleeps.between(passes.begin, passes.end)  # reported apart, as seconds an epoch
-        waited = 0.0 if self.sleeps.skip else slept
+        slept = self.sleeps.between(passes.begin, passes.end)  # not slept, and reported apart, as seconds an epoch
         return {
-            "ns": (passes.end - passes.begin - 1e9 * waited) / num_iters,
+            "ns": (passes.end - passes.begin) / num_iters,
             "cpu_s": time.process_time() - cpu,
             "slept_s": slept,
         }
@@ -228,6 +258,16 @@ class Worker:
         from .account import account
 
         return account(self._task(log_interval), list(islice(_around(self.batches), num_iters)))
+
+
+def _autocast(step: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """``train_step`` with its forward pass and loss under autocast, as torch's documentation has it."""
+
+    def train_step(batch: Any, optimizer: Any = None, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, dtype=dtype):
+            return step(batch, optimizer, **kwargs)
+
+    return train_step
 
 
 def _around(batches: list[Any]) -> Iterator[Any]:

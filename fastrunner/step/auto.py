@@ -40,6 +40,11 @@ class Beside:
         """Whether compiling was begun."""
         return key in self._jobs
 
+    @property
+    def compiling(self) -> bool:
+        """Whether anything is being compiled, or has been and was not asked for since."""
+        return any(job is not None for job in self._jobs.values())
+
     def poll(self, key: Any) -> str | None:
         """None while it is compiled; "" if nothing is (any more); or why that failed, once."""
         job = self._jobs.get(key)

@@ -114,6 +114,11 @@ class Step:
         graph: CudaGraphStep | None = self._graphs.get(key)  # type: ignore[assignment]
         return graph
 
+    @property
+    def compiling(self) -> bool:
+        """Whether anything is being compiled beside the training, which may make iterations faster."""
+        return any(getattr(graph, "compiling", False) for graph in self._graphs.values())  # CUDA graphs: at once
+
     def close(self) -> None:
         """End what is being compiled elsewhere; what is ready stays."""
         for graph in self._graphs.values():

@@ -80,6 +80,11 @@ class GraphStep:
         """Somebody's Python has run, or will: look at everything again before the next graph."""
         self._doubtful = True
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a graph is being compiled beside the training."""
+        return self._beside is not None and self._beside.compiling
+
     def explain(self) -> list[str]:
         """How many graphs there are and how often they ran, and why there are no others."""
         lines = [] if self._beside is None else self._beside.explain()

@@ -4,6 +4,11 @@
     VARIANTS               names after the colon, e.g. ``mmcv:nosleep``; the first is the default
     train(task, source)    train over ``source`` ``task.epochs`` times, with that runner's best means
 
+and, where something is compiled beside the training,
+
+    settle(task, batches, most_s)    train over ``batches`` until all of it is there
+    explain(task)                    what it came to, as lines
+
 and runs in a process of its own (``worker.py``). ``source`` is what the timing looks through: every runner reads the
 same one, and asks it for ``len(source)`` batches an epoch.
 """
@@ -39,6 +44,9 @@ class Task:
         folder: for the log; nothing else is written.
         variant: what is after the colon of the runner's name.
         epochs: how often the source is gone through.
+        amp: "bf16" or None, for a runner with an option for it; other runners' models do it themselves.
+        channels_last: likewise.
+        kept: what a runner keeps from one call to the next: what it compiled.
     """
 
     runner: str
@@ -49,6 +57,9 @@ class Task:
     folder: Path
     variant: str = ""
     epochs: int = 1
+    amp: str | None = None
+    channels_last: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
     logger: logging.Logger = field(init=False)
 
     def __post_init__(self) -> None:

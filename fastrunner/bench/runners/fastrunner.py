@@ -1,9 +1,15 @@
-"""fastrunner with its default hooks. The variants are recipes of the step (``step=dict(recipe=...)``)."""
+"""fastrunner with its default hooks. The variants are recipes of the step (``step=dict(recipe=...)``).
+
+One runner trains in all calls, as in a real run: a new one would compile again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from time import monotonic
 from typing import Any
 
+from ...hooks.logger.base import LoggerHook
 from ...runner import build_runner
 from ...step.config import RECIPES
 from . import Task
@@ -11,13 +17,16 @@ from . import Task
 PACKAGE = None
 VARIANTS = ("fused", *(recipe for recipe in RECIPES if recipe != "fused"))
 TYPES = {"iter": "IterBasedRunner", "epoch": "EpochBasedRunner"}
+AT_ONCE = ("eager", "fused")  # recipes that compile nothing
+FEWEST, PASS = 2, 4  # passes before a recipe can have settled; batches of a pass
 
 
 def make(task: Task, length: int) -> Any:
     """A runner for ``task.epochs`` times ``length`` iterations, hooks registered."""
     stop = {"max_epochs": task.epochs} if task.runner == "epoch" else {"max_iters": task.epochs * length}
+    step = {"recipe": task.variant, "amp": task.amp, "channels_last": task.channels_last}
     runner = build_runner(
-        {"type": TYPES[task.runner], "step": {"recipe": task.variant}, **stop},
+        {"type": TYPES[task.runner], "step": step, **stop},
         default_args={
             "model": task.model,
             "optimizer": task.optimizer,
@@ -34,5 +43,56 @@ def make(task: Task, length: int) -> Any:
     return runner
 
 
+def kept(task: Task, length: int) -> Any:
+    """The runner of all calls with this task's memory, that much longer."""
+    runner = task.kept.get("runner")
+    if runner is None:
+        runner = task.kept["runner"] = make(task, length)
+        return runner
+    if task.runner == "epoch":
+        runner._max_epochs = runner.epoch + task.epochs
+    else:
+        runner._max_iters = runner.iter + task.epochs * length
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook):
+            hook.interval = task.log_interval
+    return runner
+
+
 def train(task: Task, source: Any) -> None:
-    make(task, len(source)).run([source], [("train", 1)])
+    kept(task, len(source)).run([source], [("train", 1)])
+
+
+def settle(task: Task, batches: Sequence[Any], most_s: float) -> None:
+    """Train until nothing is being compiled any more."""
+    if task.variant in AT_ONCE:
+        return
+    batches = batches[:PASS]
+    runner = kept(task, len(batches))
+    runner.run([_Until(runner, batches, monotonic() + most_s)], [("train", 1)])
+
+
+def explain(task: Task) -> list[str]:
+    lines: list[str] = kept(task, 1).step.explain()
+    return lines
+
+
+class _Until:
+    """Batches over and over, in a run that is lengthened at the start of each pass while something is compiled."""
+
+    def __init__(self, runner: Any, batches: Sequence[Any], until: float) -> None:
+        self._runner, self._batches, self._until = runner, batches, until
+        self._passes = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._passes += 1
+        runner = self._runner
+        if self._passes < FEWEST or (monotonic() < self._until and runner.step.compiling):
+            if hasattr(runner, "_max_epochs") and runner._max_epochs is not None:
+                runner._max_epochs = runner.epoch + 2
+            else:
+                runner._max_iters = runner.iter + 2 * len(self._batches)
+        yield from self._batches
