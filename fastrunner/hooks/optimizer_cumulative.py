@@ -124,6 +124,12 @@ class GradientCumulativeOptimizerHook(SteppingHook):
     def _ends_window(self, runner: BaseRunner) -> bool:
         return self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)
 
+    def place(self, runner: BaseRunner) -> tuple[bool, float]:
+        """Whether the iteration at hand ends its window, and what its loss is divided by: for graphs that do both."""
+        if not self.initialized:
+            self._init(runner)
+        return self._ends_window(runner), float(self._get_loss_factor(runner))
+
     def before_train_iter(self, runner: BaseRunner) -> None:
         if self.no_sync and isinstance(runner.model, DistributedDataParallel):
             runner.model.require_backward_grad_sync = self._ends_window(runner)  # what ddp.no_sync() sets

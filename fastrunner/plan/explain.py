@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..hooks.hook import NEVER, Hook
+from ..hooks.optimizer_cumulative import SteppingHook
 from ..hooks.priority import Priority
 from .dispatch import STAGES
 
@@ -53,7 +54,9 @@ def _lowered(plan: RunPlan, runner: BaseRunner) -> list[str]:
     if terms.timer is not None:
         rows.append(_row(terms.timer, "two readings of the clock"))
     hook = terms.optimizer_hook
-    if hook is not None:
+    if isinstance(hook, SteppingHook):
+        rows.append(_row(hook, "part of a graph, or called at its place"))
+    elif hook is not None:
         clip = "" if hook.grad_clip is None else " clip and step in one pass" if terms.folds_clip else " clip, step"
         rows.append(_row(hook, f"zero_grad, backward,{clip or ' step'} ({type(runner.optimizer).__name__})"))
     if terms.ema is not None:

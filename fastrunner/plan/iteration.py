@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..hooks.optimizer import OptimizerHook, check_loss
+from ..hooks.optimizer_cumulative import GradientCumulativeOptimizerHook, SteppingHook
+from ..hooks.optimizer_fp16 import Fp16OptimizerHook
 from ..optim.foldable import is_fused
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Terms:
     def is_whole(self, runner: BaseRunner) -> bool:
         """Whether timer, optimizer hook and what goes with it are all lowered."""
         hook, fused = self.optimizer_hook, is_fused(runner.step.updater)
-        if hook is None or self.timer is None or runner.batch_processor is not None:
+        if type(hook) is not OptimizerHook or self.timer is None or runner.batch_processor is not None:
             return False
         return (hook.grad_clip is None or self.folds_clip) and (self.ema is None or fused)
 
@@ -63,10 +65,13 @@ class Terms:
             return False
         return hook.grad_clip is None or hook.clips_by_norm()
 
-    def for_graph(self, runner: BaseRunner) -> tuple[float | None, EMAHook | None]:
-        """What a graph contains besides the model's step: what it clips to, and the average."""
-        clip = None if self.optimizer_hook is None else self.optimizer_hook.grad_clip
-        return None if clip is None else clip["max_norm"], self.ema
+    def for_graph(self, runner: BaseRunner) -> tuple[float | None, EMAHook | None, Any, Any]:
+        """What a graph contains besides the model's step: what it clips to, the average, accumulation, loss scale."""
+        hook = self.optimizer_hook
+        clip = None if hook is None else hook.grad_clip
+        adds_up = hook if isinstance(hook, GradientCumulativeOptimizerHook) else None
+        scaler = hook if isinstance(hook, Fp16OptimizerHook) else None
+        return None if clip is None else clip["max_norm"], self.ema, adds_up, scaler
 
     @property
     def hooks(self) -> list[Any]:
@@ -162,10 +167,10 @@ def make_update(
 ) -> Callable[[BaseRunner], None]:
     """What OptimizerHook does, and EMAHook where it follows directly."""
     basis, fused = hook.fold_basis(optimizer), is_fused(optimizer)
-    clip = basis[0]
+    clip, called = basis[0], isinstance(hook, SteppingHook)  # accumulation, a loss scale: in graphs only
 
     def update(runner: BaseRunner) -> None:
-        if hook.fold_basis(optimizer) != basis:  # not what this was made for
+        if called or hook.fold_basis(optimizer) != basis:  # not what this was made for
             hook.after_train_iter(runner)
             if ema is not None:
                 ema.after_train_iter(runner)

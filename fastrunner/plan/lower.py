@@ -10,11 +10,19 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..hooks.ema import EMAHook
 from ..hooks.hook import Hook
 from ..hooks.optimizer import OptimizerHook
+from ..hooks.optimizer_cumulative import GradientCumulativeOptimizerHook
+from ..hooks.optimizer_fp16 import (
+    Bf16OptimizerHook,
+    Fp16OptimizerHook,
+    GradientCumulativeBf16OptimizerHook,
+    GradientCumulativeFp16OptimizerHook,
+)
 from ..hooks.policy import PolicyHook
 from ..hooks.timer import IterTimerHook
 from .dispatch import acts, is_ours, says_when, shadows
@@ -23,6 +31,14 @@ from .iteration import Terms
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
 
+# Kinds of OptimizerHook that graphs know.
+STEPPING = (
+    Fp16OptimizerHook,
+    Bf16OptimizerHook,
+    GradientCumulativeOptimizerHook,
+    GradientCumulativeFp16OptimizerHook,
+    GradientCumulativeBf16OptimizerHook,
+)
 OWN_METHODS = ("run_iter", "train", "val", "call_hook")
 
 
@@ -118,8 +134,16 @@ def refuse_timer(hook: IterTimerHook, after: Sequence[Hook]) -> str | None:
 
 
 def refuse_optimizer_hook(hook: OptimizerHook, runner: BaseRunner, after: Sequence[Hook]) -> str | None:
-    """OptimizerHook becomes zero_grad, backward, clip and step at its place."""
-    if why := refuse_type(hook, OptimizerHook):
+    """OptimizerHook becomes zero_grad, backward, clip and step at its place.
+
+    Its kinds with accumulation or a loss scale become part of graphs; in other iterations they are called there.
+    """
+    kind = OptimizerHook
+    if type(hook) in STEPPING and runner.step.takes_windows:
+        kind = type(hook)
+        if isinstance(runner.model, DistributedDataParallel):
+            return "it tells DistributedDataParallel when to exchange gradients"
+    if why := refuse_type(hook, kind):
         return why
     if not isinstance(runner.optimizer, Optimizer):
         return f"it drives one optimizer, the runner has {type(runner.optimizer).__name__}"

@@ -31,6 +31,7 @@ def make_whole(
     """
     timer, clock = terms.timer, time.perf_counter
     assert timer is not None
+    window = getattr(graph, "window", None)
     seen_end = not plan.only_ours(plan.after_train_epoch)
 
     def whole(runner: BaseRunner) -> None:
@@ -39,7 +40,10 @@ def make_whole(
         waited = clock() - timer.t
         done = None
         if runner._iter + 1 != runner._max_iters and not (seen_end and ends_epoch(runner)):
-            done = graph(runner.data_batch, runner._iter)
+            if window is None:
+                done = graph(runner.data_batch, runner._iter)
+            else:
+                done = graph(runner.data_batch, runner._iter, *window.place(runner))
         if done is None:
             return graph.around(below, runner)
         outputs, grad_norm = done

@@ -1,6 +1,7 @@
 """The tensors that a whole step reads and writes, as one flat list: what a graph is called with.
 
-    inputs = parameters | buffers | optimizer state | step counters | row | tensors of the batch
+    inputs = parameters | buffers | optimizer state | sums of gradients | loss scale and its counter | step counters
+             | row | tensors of the batch
 
 They are the model's and the optimizer's own: a graph writes into them in place, so that whoever looks at
 ``model.state_dict()`` or ``optimizer.state`` sees the truth. Only Adam's step counters, one 0-D tensor a parameter, are
@@ -10,7 +11,7 @@ made views of one vector, so that one operation counts them all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..optim.ema_term import EmaTerm
 from ..optim.fused_base import FusedOptimizer
 from ..optim.update import algorithm_of
-from .terms import AdamRule, Rule, SgdRule
+from .terms import AdamRule, Rule, ScaleRule, SgdRule
 from .torch_private import Unfit
 
 LAZY_HOOKS = ("torch.nn.utils.",)  # hooks of these modules are part of the computation: old weight_norm, spectral_norm
@@ -48,20 +49,33 @@ class Binding:
         model: what the runner drives.
         optimizer: exactly one of this package's or of torch's SGD, Adam, AdamW.
         averages: an average to take with the update.
+        adds_up: gradients are summed over several iterations.
+        scaler: a hook with a ``torch.amp.GradScaler``; None: the loss has no scale.
     Raises:
         Unfit: something here cannot be part of a graph; it says what.
 
     Attributes:
         static: the flat list without the batch; detached, so that a call records nothing.
         rules: one a parameter group.
+        sums: one a trained parameter, where gradients add up.
+        scale: number of the loss scale in the flat list, behind it its counter; None where there is none.
         row: float64; what may change from step to step.
         key: what a graph is made for besides the batch; graphs of equal keys can be called with ``static``.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any, averages: EmaTerm | None = None) -> None:
-        self.model, self.optimizer, self.averages = model, optimizer, averages
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        averages: EmaTerm | None = None,
+        *,
+        adds_up: bool = False,
+        scaler: Any = None,
+    ) -> None:
+        self.model, self.optimizer, self.averages, self.scaler = model, optimizer, averages, scaler
         _check_model(model)
-        self.rules = _rules(optimizer)
+        self.rules = _rules(optimizer, scaler is not None)
+        self.scale_rule = None if scaler is None else _scale_rule(scaler)
         self.params = dict(model.named_parameters())
         self.buffers = dict(model.named_buffers())
         self.num_params, self.num_buffers = len(self.params), len(self.buffers)
@@ -70,15 +84,21 @@ class Binding:
         self.trained = self._trained()
         self.counters = self._pack_counters()
         self.steps = int(self.counters[0]) if self.counters is not None else 0
-        self.row = torch.zeros(sum(rule.width for rule in self.rules) + 2, dtype=torch.float64)
+        if (adds_up or scaler is not None) and any(rule.keys for rule in self.rules) and not self._slots:
+            raise Unfit("the first update is still to come", passing=True)
+        self.sums = [self._sum_for(each) for each in self.trained] if adds_up else []
+        self.row = torch.zeros(sum(rule.width for rule in self.rules) + adds_up + 2, dtype=torch.float64)
         self._view: Any = memoryview(self.row.numpy().data)  # 40 ns a write
         self.tensors: list[Tensor] = [
             *self.params.values(),
             *self.buffers.values(),
             *(tensor for _, _, tensor in self._state_tensors),
+            *self.sums,
+            *(self._scale_tensors() if scaler is not None else ()),
             *([self.counters] if self.counters is not None else ()),
             self.row,
         ]
+        self.scale = self._num_before_scale() if scaler is not None else None
         self.static = [tensor.detach() for tensor in self.tensors]
         self.average_pairs = self._average_pairs()
         self._written = [*self.params.values(), *self.buffers.values()]
@@ -113,8 +133,12 @@ class Binding:
             return False
         try:
             _check_model(self.model)
-            same_rules = _rules(self.optimizer) == self.rules
+            same_rules = _rules(self.optimizer, self.scaler is not None) == self.rules
         except Unfit:
+            return False
+        if self.scale is not None and (
+            _scale_rule(self.scaler) != self.scale_rule or self._scale_tensors()[0] is not self.tensors[self.scale]
+        ):
             return False
         if self.counters is not None:
             if any(
@@ -136,24 +160,29 @@ class Binding:
             for wanted, each in zip(keys, self.trained, strict=True)
         )
 
-    def fill(self, average: float | None) -> None:
+    def fill(self, average: float | None, factor: float = 1.0) -> None:
         """Write lr, momentum and what follows from them into the row for the next step.
 
         Args:
             average: weight of the newest parameters in the averages.
+            factor: what the loss is divided by, where gradients add up.
         """
         view, at, step = self._view, 0, self.steps + 1
         for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
             for value in rule.row(group, step):
                 view[at] = value
                 at += 1
+        if self.sums:
+            view[at] = factor
+            at += 1
         if average is not None:
             view[at], view[at + 1] = 1 - average, average
 
-    def done(self) -> None:
+    def done(self, updates: bool = True) -> None:
         """A graph has written into the tensors: autograd's saved copies of them are void, as after torch's own step."""
-        self.steps += 1
-        torch.autograd.graph.increment_version(self._written)
+        if updates:
+            self.steps += 1
+        torch.autograd.graph.increment_version(self._written if updates else list(self.buffers.values()))
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """(parameters, buffers, all of ``static``) of a flat list."""
@@ -164,6 +193,28 @@ class Binding:
         """The entries of one parameter group."""
         at = sum(rule.width for rule in self.rules[:group])
         return row[at : at + self.rules[group].width]
+
+    def sums_in(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """The sums of gradients of a flat list."""
+        at = self.num_params + self.num_buffers + len(self._state_tensors)
+        return tensors[at : at + len(self.sums)]
+
+    def _sum_for(self, each: Trained) -> Tensor:
+        """What the gradients of a parameter add up in: what they have added up in so far, if there is one."""
+        param = self.params[each.name]
+        grad = param.grad
+        if grad is not None and grad.layout == torch.strided and grad.stride() == param.stride():
+            return grad
+        return torch.zeros_like(param, requires_grad=False)
+
+    def _scale_tensors(self) -> list[Tensor]:
+        """The scaler's own tensors, which it makes when it is first used."""
+        scaler = self.scaler.loss_scaler
+        scaler.scale(torch.zeros(1, device=next(iter(self.params.values())).device))
+        return [scaler._scale, scaler._growth_tracker]
+
+    def _num_before_scale(self) -> int:
+        return self.num_params + self.num_buffers + len(self._state_tensors) + len(self.sums)
 
     def _trained(self) -> list[Trained]:
         param_groups = self.optimizer.param_groups
@@ -223,6 +274,7 @@ class Binding:
             *((tuple(t.shape), t.stride(), t.dtype, t.device) for t in self.tensors),
             tuple((each.param, each.group, each.state) for each in self.trained),
             self.rules,
+            (len(self.sums), self.scale_rule),
             tuple(mode for _, mode in self._modes),
             tuple(self.average_pairs),
             self._surroundings,
@@ -280,9 +332,30 @@ def _check_model(model: nn.Module) -> None:
             raise Unfit(f"{name} has a tensor hook")
 
 
-def _rules(optimizer: Any) -> tuple[Rule, ...]:
+def _scale_rule(hook: Any) -> ScaleRule:
+    """The constant part of a Fp16OptimizerHook's scaler.
+
+    Raises:
+        Unfit: not torch's own scaler, or switched off.
+    """
+    scaler = hook.loss_scaler
+    if type(scaler) is not torch.amp.GradScaler or vars(scaler).keys() & {"scale", "unscale_", "step", "update"}:
+        raise Unfit(f"the loss scaler is not exactly torch.amp.GradScaler, but {type(scaler).__name__}")
+    if not scaler.is_enabled():
+        raise Unfit("the loss scaler is switched off")
+    return ScaleRule(
+        scaler.get_growth_factor(),
+        scaler.get_backoff_factor(),
+        scaler.get_growth_interval(),
+        hook._scale_update_param,
+    )
+
+
+def _rules(optimizer: Any, may_skip: bool = False) -> tuple[Rule, ...]:
     """The constant part of each group.
 
+    Args:
+        may_skip: an update may turn out to be none.
     Raises:
         Unfit: not exactly a known optimizer, or an option that a graph does not have.
     """
@@ -304,5 +377,6 @@ def _rules(optimizer: Any) -> tuple[Rule, ...]:
                 raise Unfit(f"parameter group {number} has {name}=True")
         if any(isinstance(group.get(name), Tensor) for name in ("lr", "momentum", "weight_decay")):
             raise Unfit(f"parameter group {number} has an option that is a tensor")
-        rules.append(make(group))
+        rule = make(group)
+        rules.append(replace(rule, counts_on_device=True) if may_skip and isinstance(rule, AdamRule) else rule)
     return tuple(rules)

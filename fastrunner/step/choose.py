@@ -38,7 +38,7 @@ class Step:
         self._made_for = (model, optimizer)
         self.config, self.reasons = config, dict[str, str]()
         self._warn = warn
-        self._graphs: dict[tuple[float | None, int], GraphStep | CudaGraphStep] = {}
+        self._graphs: dict[tuple[Any, ...], GraphStep | CudaGraphStep] = {}
         self._resumed: dict[str, Any] = {}
         if config.channels_last:
             move_channels_last(unwrap(model))
@@ -67,32 +67,42 @@ class Step:
         """Whether this was made for exactly these."""
         return self._made_for[0] is model and self._made_for[1] is optimizer
 
-    def graph(self, max_norm: float | None, ema: Any) -> GraphStep | CudaGraphStep | None:
-        """Whole iterations with these terms; None where the recipe has none."""
+    @property
+    def takes_windows(self) -> bool:
+        """Whether the recipe has graphs that accumulation and a loss scale can be part of."""
+        return self.config.recipe in ("graph", "auto")
+
+    def graph(
+        self, max_norm: float | None, ema: Any, adds_up: Any = None, scaler: Any = None
+    ) -> GraphStep | CudaGraphStep | None:
+        """Whole iterations with these terms, as ``GraphStep`` names them; None where the recipe has none."""
         if self.config.recipe == "cudagraph":
             return self._cudagraph(max_norm, ema)
-        if self.config.recipe not in ("graph", "auto"):
+        if not self.takes_windows:
             return None
         from .auto import Beside  # not before somebody asks for a compiler
         from .graph import GraphStep
 
         model, optimizer = self._made_for
-        key = (max_norm, id(ema))
+        key = (max_norm, id(ema), id(adds_up), id(scaler))
         if key not in self._graphs:
             beside = Beside() if self.config.recipe == "auto" else None
-            self._graphs[key] = GraphStep(model, self.model.train_step, optimizer, self._warn, max_norm, ema, beside)
-            self._graphs[key].load_state_dict(self._resumed)
+            graph = self._graphs[key] = GraphStep(
+                model, self.model.train_step, optimizer, self._warn, max_norm, ema, beside, adds_up, scaler
+            )
+            graph.load_state_dict(self._resumed)
         return self._graphs[key]
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what makes the iterations after a resume the same as without. Empty for most recipes."""
-        states = [graph.state_dict() for graph in self._graphs.values()]
+        states = [graph.state_dict() for graph in self._graphs.values() if hasattr(graph, "state_dict")]
         return max(states, key=lambda state: sum(state.get("seen", {}).values()), default={})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
         for graph in self._graphs.values():
-            graph.load_state_dict(state)
+            if hasattr(graph, "load_state_dict"):
+                graph.load_state_dict(state)
 
     def _cudagraph(self, max_norm: float | None, ema: Any) -> CudaGraphStep | None:
         """Whole iterations as CUDA graphs; None, and a reason, where there can be none."""

@@ -23,6 +23,7 @@ from .guards import SilentState, batch_key, quick_key
 from .torch_private import Unfit, compile_graph, missing
 from .trace import Traced, trace_step
 from .verify import look, verify
+from .window import Window
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_COMPILES = 24  # in a run: a model that has new shapes all the time is not worth more
@@ -37,6 +38,7 @@ class Compiled:
     run: Callable[[list[Tensor]], Sequence[Any]]
     build: Callable[[Sequence[Any]], dict[str, Any]]
     clips: bool
+    updates: bool = True
 
 
 class GraphStep:
@@ -51,6 +53,8 @@ class GraphStep:
         ema: EMAHook, whose average is taken with the update; None: there is none.
         beside: compiles in another process while the recipe below trains, and lets a graph take over only where that
             pays; None: compile here and now.
+        adds_up: GradientCumulativeOptimizerHook, in whose windows gradients add up; None: each iteration is an update.
+        scaler: Fp16OptimizerHook, whose loss scale is used; None: there is none.
     """
 
     def __init__(
@@ -62,10 +66,14 @@ class GraphStep:
         max_norm: float | None = None,
         ema: Any = None,
         beside: Beside | None = None,
+        adds_up: Any = None,
+        scaler: Any = None,
     ) -> None:
         self._beside = beside
         self._model, self._step, self._optimizer = model, step, optimizer
         self._warn, self._max_norm, self._ema = warn, max_norm, ema
+        self.window = None if adds_up is None else Window(adds_up)
+        self._scaler = scaler
         self._graphs: OrderedDict[Any, Compiled] = OrderedDict()
         self._ready: dict[Any, Compiled] = {}  # those that fit the binding, by batch
         self._binding: Binding | None = None
@@ -79,6 +87,8 @@ class GraphStep:
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next graph."""
         self._doubtful = True
+        if self.window is not None:
+            self.window.release()
 
     @property
     def compiling(self) -> bool:
@@ -91,15 +101,22 @@ class GraphStep:
         lines += [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
         return lines + sorted({f"no graph: {why}" for why in self._refused.values()})
 
-    def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
-        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
+    def __call__(
+        self, batch: Any, iteration: int, ends: bool = True, factor: float = 1.0
+    ) -> tuple[dict[str, Any], Any] | None:
+        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to.
+
+        Args:
+            ends: the iteration ends in an update.
+            factor: what the loss is divided by, where gradients add up.
+        """
         if None in self._refused:
             return None
         average = None if self._ema is None else self._ema.average_at(iteration)
         shape = quick_key(batch)
         quick = shape is not None
         try:
-            key = (shape if quick else batch_key(batch), average is not None)
+            key = (shape if quick else batch_key(batch), average is not None, ends)
         except TypeError as error:
             self._refuse(None, str(error))
             return None
@@ -114,20 +131,24 @@ class GraphStep:
                 return None
         binding = self._binding
         assert binding is not None
+        if self.window is not None and not self.window.bind(binding):
+            return None
         if not quick:
             tensors: Any = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         else:
             tensors = batch.values() if type(batch) is dict else batch
-        binding.fill(None if average is None else average.momentum)
+        binding.fill(None if average is None else average.momentum, factor)
         values = graph.run([*binding.static, *tensors])
-        binding.done()
+        binding.done(ends)
+        if self.window is not None:
+            self.window.ran(iteration, ends)
         self.num_calls += 1
         return graph.build(values), values[-1] if graph.clips else None
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it would not see."""
         look, self._look = self._look, False
-        self._doubtful = True  # what it left in .grad is let go before the next graph
+        self.doubt()  # what it left in .grad is let go before the next graph
         if not look:
             if self._beside is None:
                 return below(runner)
@@ -143,7 +164,7 @@ class GraphStep:
         if self._binding is None or not self._binding.holds():
             self._ready.clear()
             try:
-                self._binding = Binding(self._model, self._optimizer, self._term())
+                self._binding = self._bind()
             except Unfit as error:
                 self._binding = None
                 if not error.passing:
@@ -152,12 +173,17 @@ class GraphStep:
             for (around, batch), graph in self._graphs.items():
                 if around == self._binding.key:
                     self._ready[batch] = graph
-        self._optimizer.zero_grad()
+        if self.window is None:
+            self._optimizer.zero_grad()
         self._doubtful = False
         return True
 
-    def _term(self) -> Any:
-        return None if self._ema is None else self._ema._term
+    def _bind(self) -> Binding:
+        term = None if self._ema is None else self._ema._term
+        return Binding(self._model, self._optimizer, term, adds_up=self.window is not None, scaler=self._scaler)
+
+    def _trace(self, binding: Binding, batch: Any, key: Any) -> Traced:
+        return trace_step(binding, batch, self._max_norm, self._step, averages=key[1], updates=key[2])
 
     def _prepare(self, key: Any, batch: Any) -> Compiled | None:
         """A graph for this batch, now if its time has come; None: not now."""
@@ -218,8 +244,8 @@ class GraphStep:
             self._refuse(None, lacks)
             return
         try:
-            binding = Binding(self._model, self._optimizer, self._term())
-            traced = trace_step(binding, batch, self._max_norm, self._step, averages=key[1])
+            binding = self._bind()
+            traced = self._trace(binding, batch, key)
             leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
             self._binding = binding
             beside.begin(key, traced.graph, [*binding.static, *leaves])
@@ -265,14 +291,16 @@ class GraphStep:
         """
         if lacks := missing():
             raise Unfit(lacks)
-        self._binding = binding = Binding(self._model, self._optimizer, self._term())
+        self._binding = binding = self._bind()
         self._ready.clear()
         for (around, other), graph in self._graphs.items():
             if around == binding.key:
                 self._ready[other] = graph
         if unseen := self._batches.name(key[0]) in self._batches.resumed:
             self._check_resumed(binding, batches[-1])
-        traced = trace_step(binding, batches[-1], self._max_norm, self._step, averages=key[1])
+        traced = self._trace(binding, batches[-1], key)
+        if self.window is not None:
+            self.window.expect(traced.has_grads)
         leaves = [leaf for leaf in pytree.tree_leaves(batches[-1]) if isinstance(leaf, Tensor)]
         try:
             with warnings.catch_warnings():
@@ -284,7 +312,7 @@ class GraphStep:
         except Exception as error:  # whatever a compiler raises: training goes on without it
             text = str(error).strip().splitlines()
             raise Unfit(f"compiling raised {type(error).__name__}: {text[0][:300] if text else ''}") from error
-        compiled = Compiled(run, traced.outputs.builder(), traced.clips)
+        compiled = Compiled(run, traced.outputs.builder(), traced.clips, traced.updates)
         self._batches.made(key[0])
         if unseen and len(batches) == 1:
             self._unsure[key] = binding.key, compiled, traced

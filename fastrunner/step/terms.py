@@ -11,7 +11,10 @@ for 1 - beta**step.
             p <- decay * p - step_size * m / (sqrt(v) / sqrt(1 - beta2**step) + eps)
             step_size = lr / (1 - beta1**step)          decay = 1 - lr * weight_decay (AdamW), 1 (Adam)
     EMA     a <- (1 - w) * a + w * p
-Source: torch.optim.SGD, Adam, AdamW, torch.nn.utils.clip_grad_norm_; MMCV's EMAHook.
+    scale   g <- g / scale; where any g is inf or NaN nothing is updated
+            scale <- scale * backoff there, scale * growth after ``interval`` updates in a row without
+Source: torch.optim.SGD, Adam, AdamW, torch.nn.utils.clip_grad_norm_, torch.amp.GradScaler; MMCV's
+EMAHook.
 """
 
 from __future__ import annotations
@@ -45,8 +48,14 @@ class Rule(Protocol):
     def row(self, group: Group, step: int) -> tuple[float, ...]:
         """The row's entries for the update number ``step`` (from 1)."""
 
-    def apply(self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor) -> None:
-        """Write the new parameter and state in place."""
+    def apply(
+        self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor, step: Tensor | None = None
+    ) -> None:
+        """Write the new parameter and state in place.
+
+        Args:
+            step: number of this update, 0-D, where the host does not know it; the row was made without it.
+        """
 
     def probe(self, group: Group) -> tuple[float, ...]:
         """Entries of the row with which, from state of zeros, ``gradient`` can tell what the update was given."""
@@ -85,7 +94,9 @@ class SgdRule:
     def row(self, group: Group, step: int) -> tuple[float, ...]:
         return group["lr"], group["momentum"], group["weight_decay"]
 
-    def apply(self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor) -> None:
+    def apply(
+        self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor, step: Tensor | None = None
+    ) -> None:
         lr, momentum, weight_decay = row.unbind()
         if self.maximize:
             grad = -grad
@@ -114,6 +125,7 @@ class AdamRule:
     decays: bool
     decoupled: bool
     maximize: bool
+    counts_on_device: bool = False  # an update may be skipped there: what the host counts is not what was done
 
     width: ClassVar[int] = 4
     keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
@@ -132,11 +144,19 @@ class AdamRule:
     def row(self, group: Group, step: int) -> tuple[float, ...]:
         lr, beta1, weight_decay = group["lr"], group["betas"][0], group["weight_decay"]
         decay = 1 - lr * weight_decay if self.decoupled else weight_decay
+        if self.counts_on_device:
+            return lr, 1.0, decay, beta1
         return lr / (1 - beta1**step), (1 - self.beta2**step) ** 0.5, decay, beta1
 
-    def apply(self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor) -> None:
+    def apply(
+        self, param: Tensor, grad: Tensor, state: Sequence[Tensor], row: Tensor, step: Tensor | None = None
+    ) -> None:
         exp_avg, exp_avg_sq = state
         step_size, root, decay, beta1 = row.unbind()
+        if self.counts_on_device:
+            assert step is not None
+            step_size = step_size / (1 - beta1**step)
+            root = (1 - self.beta2**step).sqrt()
         if self.maximize:
             grad = -grad
         if self.decays and self.decoupled:
@@ -170,3 +190,34 @@ def average(averages: Sequence[Tensor], params: Sequence[Tensor], row: Tensor) -
     keep, take = row.unbind()
     for each, param in zip(averages, params, strict=True):
         each.mul_(keep).add_(take * param)
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """What is constant of a ``torch.amp.GradScaler``.
+
+    Attributes:
+        fixed: the scale after each update, whatever happened; None: it grows and backs off.
+    """
+
+    growth: float
+    backoff: float
+    interval: int
+    fixed: float | None
+
+    def unscaled(self, grads: Sequence[Tensor], scale: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The gradients without the scale, and whether any of them is not finite: bool, 0-D."""
+        found = torch.stack([(~torch.isfinite(grad)).any() for grad in grads]).any()
+        inverse = scale.double().reciprocal().float()
+        return [grad * inverse for grad in grads], found
+
+    def step(self, scale: Tensor, tracker: Tensor, found: Tensor) -> None:
+        """Write the next scale and the number of updates without inf or NaN in a row, in place."""
+        if self.fixed is not None:
+            scale.fill_(self.fixed)
+            return
+        grown, good = scale * self.growth, tracker + 1
+        grows = good == self.interval
+        next_scale = torch.where(found, scale * self.backoff, torch.where(grows & grown.isfinite(), grown, scale))
+        tracker.copy_(torch.where(found | grows, torch.zeros_like(tracker), good))
+        scale.copy_(next_scale)

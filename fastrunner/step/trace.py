@@ -29,6 +29,7 @@ class Traced:
     Attributes:
         graph: (binding's static, tensors of the batch) -> outputs.flat, grad_norm if it clips.
         has_grads: names of the trained parameters that got a gradient.
+        updates: ends in an update; where not, gradients are only added to the binding's sums.
     """
 
     graph: GraphModule
@@ -36,10 +37,17 @@ class Traced:
     clips: bool
     averages: bool
     has_grads: frozenset[str]
+    updates: bool = True
 
 
 def trace_step(
-    binding: Binding, batch: Any, max_norm: float | None, step: Any = None, *, averages: bool = False
+    binding: Binding,
+    batch: Any,
+    max_norm: float | None,
+    step: Any = None,
+    *,
+    averages: bool = False,
+    updates: bool = True,
 ) -> Traced:
     """Trace one iteration of ``binding.model`` on ``batch``.
 
@@ -47,6 +55,7 @@ def trace_step(
         max_norm: clip to it; None: do not.
         step: instead of ``model.train_step``; called with the batch and the optimizer.
         averages: take the binding's average with the update.
+        updates: whether there is an update, where gradients add up.
     Raises:
         Unfit: the step cannot be a graph; it names the user's line where that is known.
     """
@@ -69,9 +78,13 @@ def trace_step(
                 outputs = found["outputs"] = Outputs(step(pytree.tree_unflatten(leaves, spec), binding.optimizer))
                 _check_buffers(binding.model, tensors)
                 wanted = [own[each.param] for each in binding.trained]
-                grads = torch.autograd.grad(found_loss(outputs), wanted, allow_unused=True)
+                loss = _scaled(found_loss(outputs), binding, static)
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         with torch.no_grad():
-            norm = _update(binding, list(static), grads, max_norm, averages)
+            norm = _update(binding, list(static), grads, max_norm, updates)
+            if averages:
+                pairs = binding.average_pairs
+                average([static[a] for a, _ in pairs], [static[p] for _, p in pairs], static[-1][-2:])
         found["grads"] = frozenset(e.name for e, g in zip(binding.trained, grads, strict=True) if g is not None)
         flat = [value.detach() if isinstance(value, Tensor) else value for value in outputs.flat]
         flat = [value.clone() if any(value is arg for arg in args) else value for value in flat]
@@ -87,7 +100,7 @@ def trace_step(
     _fill_in_memory_order(graph)
     if len(graph.graph.nodes) > MAX_NODES:
         raise Unfit(f"the graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
-    return Traced(graph, found["outputs"], max_norm is not None, averages, found["grads"])
+    return Traced(graph, found["outputs"], max_norm is not None and updates, averages, found["grads"], updates)
 
 
 def _traced(body: Any, args: Sequence[Tensor]) -> GraphModule:
@@ -134,31 +147,65 @@ def found_loss(outputs: Outputs) -> Tensor:
     return loss
 
 
+def _scaled(loss: Tensor, binding: Binding, static: Sequence[Tensor]) -> Tensor:
+    """The loss that gradients are taken of."""
+    if binding.sums:
+        loss = loss / static[-1][-3].to(loss.dtype)
+    return loss if binding.scale is None else loss * static[binding.scale]
+
+
 def _update(
-    binding: Binding, static: list[Tensor], grads: Sequence[Tensor | None], max_norm: float | None, averages: bool
+    binding: Binding, static: list[Tensor], grads: Sequence[Tensor | None], max_norm: float | None, updates: bool
 ) -> Tensor | None:
-    """Clip, update and average on the flat list; the norm before clipping, None without clipping."""
-    norm, row = None, static[-1]
+    """Add up, clip, update on the flat list; the norm before clipping, None without clipping."""
+    if unlike := [e.name for e, g in zip(binding.trained, grads, strict=True) if g is not None and g.layout != torch.strided]:  # fmt: skip # noqa: E501
+        raise Unfit(f"{unlike[0]} has a sparse gradient")
+    sums = binding.sums_in(static)
+    if not updates:
+        for total, grad in zip(sums, grads, strict=True):
+            if grad is not None:
+                total.add_(grad)
+        return None
+    if sums:
+        grads = [None if grad is None else total + grad for total, grad in zip(sums, grads, strict=True)]
+        for total in sums:
+            total.zero_()
+    norm, found = None, None
+    got = [at for at, grad in enumerate(grads) if grad is not None]
+    if binding.scale is not None:
+        assert binding.scale_rule is not None
+        scale, tracker = static[binding.scale : binding.scale + 2]
+        unscaled, found = binding.scale_rule.unscaled([g for g in grads if g is not None], scale)
+        grads = [unscaled[got.index(at)] if at in got else None for at in range(len(grads))]
+        binding.scale_rule.step(scale, tracker, found)
     if max_norm is not None:
         norm = norm_of([g for g in grads if g is not None])
         coefficient = clip_coefficient(norm, max_norm)
         grads = [None if g is None else g * coefficient for g in grads]
+    _apply(binding, static, grads, found)
+    return norm
+
+
+def _apply(binding: Binding, static: list[Tensor], grads: Sequence[Tensor | None], found: Tensor | None) -> None:
+    """Update each parameter and its state; where ``found`` is true they stay what they are."""
+    row = static[-1]
+    step = None if binding.counters is None else static[-2][0].double() + 1
     for each, grad in zip(binding.trained, grads, strict=True):
         rule = binding.rules[each.group]
         if grad is None:
             if each.state:
                 raise Unfit(f"{each.name} has no gradient in this step, but had one before", passing=True)
             continue
-        if grad.layout != torch.strided:
-            raise Unfit(f"{each.name} has a sparse gradient")
         if rule.keys and not each.state:
             raise Unfit(f"the first update of {each.name} is still to come", passing=True)
-        rule.apply(static[each.param], grad, [static[at] for at in each.state], binding.row_of(each.group, row))
+        written = [static[each.param], *(static[at] for at in each.state)]
+        new = written if found is None else [tensor.clone() for tensor in written]
+        rule.apply(new[0], grad, new[1:], binding.row_of(each.group, row), step)
+        if found is not None:
+            for old, tensor in zip(written, new, strict=True):
+                old.copy_(torch.where(found, old, tensor))
     if binding.counters is not None:
-        static[-2].add_(1)
-    if averages:
-        average([static[a] for a, _ in binding.average_pairs], [static[p] for _, p in binding.average_pairs], row[-2:])
-    return norm
+        static[-2].add_(1 if found is None else (~found).float())
 
 
 def _check_buffers(model: nn.Module, tensors: dict[str, Tensor]) -> None:

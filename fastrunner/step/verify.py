@@ -32,6 +32,10 @@ RANDOM_NOISE = 1e-3  # where float64 is no reference: it draws other random numb
 LOW_NOISE = 2e-2  # the same with bfloat16 or float16 operations
 MUCH_NOISE = 0.2  # above it float64 ran something else
 
+UPDATE = 1e-4  # of an update: it is read off in float32, and Adam divides by the root of its square
+ROUNDING = 2.0**-21  # of a parameter, which float32 rounds by 2**-24
+PROBE = 0.5  # weight of both sides in averages, and what the loss is divided by where gradients add up
+
 Run = Callable[[list[Tensor]], Sequence[Any]]
 
 
@@ -66,13 +70,19 @@ def verify(
     """
     generator = torch.get_rng_state()
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            sums = [0.1 * number * binding.params[each.name].detach() for each in binding.trained]
             torch.set_rng_state(generator)
-            ours = candidate(binding, traced, run, batch)
+            ours = candidate(binding, traced, run, batch, sums)
             torch.set_rng_state(generator)
-            eager = reference(binding, batch, max_norm, step)
+            eager = reference(binding, batch, max_norm, step, traced=traced, sums=sums)
             torch.set_rng_state(generator)
-            _compare(ours, eager, _exact(binding, batch, max_norm, step), _is_low(traced))
+            _compare(ours, eager, _exact(binding, batch, max_norm, step, traced, sums), _is_low(traced))
+            if number == 0 and traced.updates:
+                torch.set_rng_state(generator)
+                _check_update(binding, run, batch, ours.grads)
+        if binding.scale is not None and traced.updates:
+            _check_skipping(binding, run, batches[0])
     finally:
         torch.set_rng_state(generator)
 
@@ -88,9 +98,20 @@ def look(binding: Binding, batch: Any, step: Any) -> list[str]:
 
 
 def reference(
-    binding: Binding, batch: Any, max_norm: float | None, step: Any, dtype: torch.dtype | None = None
+    binding: Binding,
+    batch: Any,
+    max_norm: float | None,
+    step: Any,
+    dtype: torch.dtype | None = None,
+    *,
+    traced: Traced | None = None,
+    sums: Sequence[Tensor] = (),
 ) -> Result:
-    """One eager step on copies of the parameters and buffers, in ``dtype`` if given."""
+    """One eager step on copies of the parameters and buffers, in ``dtype`` if given.
+
+    Args:
+        traced: whether gradients add up to ``sums``, and are updated with.
+    """
 
     def copied(tensor: Tensor) -> Tensor:
         floating = dtype is not None and tensor.is_floating_point()
@@ -102,9 +123,19 @@ def reference(
     given = pytree.tree_map(lambda leaf: copied(leaf) if isinstance(leaf, Tensor) else leaf, batch)
     with torch.enable_grad(), swapped(binding.model, {**params, **buffers}):
         outputs = step(given, binding.optimizer)
-        outputs["loss"].backward()
+        loss = outputs["loss"] / PROBE if binding.sums else outputs["loss"]
+        if binding.scale is not None:
+            loss = loss * binding.tensors[binding.scale]
+        loss.backward()
     grads = {each.name: params[each.name].grad for each in binding.trained}
-    if max_norm is not None:
+    if sums and binding.sums:
+        grads = {name: None if g is None else total + g for (name, g), total in zip(grads.items(), sums, strict=True)}
+    updates = traced is None or traced.updates
+    if binding.scale is not None and updates:
+        finite = all(bool(g.isfinite().all()) for g in grads.values() if g is not None)
+        inverse = 1 / float(binding.tensors[binding.scale]) if finite else 0.0
+        grads = {name: None if g is None else g.nan_to_num() * inverse for name, g in grads.items()}
+    if max_norm is not None and updates:
         norm = torch.stack([g.double().square().sum() for g in grads.values() if g is not None]).sum().sqrt()
         coefficient = (max_norm / (norm + EPS)).clamp(max=1.0)
         grads = {name: None if g is None else (g * coefficient).to(g.dtype) for name, g in grads.items()}
@@ -116,8 +147,8 @@ def reference(
     )
 
 
-def candidate(binding: Binding, traced: Traced, run: Run, batch: Any) -> Result:
-    """The same of a compiled step, its gradients read off its state or its parameters."""
+def candidate(binding: Binding, traced: Traced, run: Run, batch: Any, sums: Sequence[Tensor] = ()) -> Result:
+    """The same of a compiled step, its gradients read off its state, its parameters, or what they add up in."""
     inputs = [tensor.clone() for tensor in binding.static]
     params, buffers, _ = binding.split(inputs)
     for each in binding.trained:
@@ -127,26 +158,111 @@ def candidate(binding: Binding, traced: Traced, run: Run, batch: Any) -> Result:
     for rule, group in zip(binding.rules, binding.optimizer.param_groups, strict=True):
         row[width : width + rule.width] = torch.tensor(rule.probe(group), dtype=torch.float64)
         width += rule.width
-    row[width:] = 0.5
+    row[width:] = PROBE
+    for total, value in zip(binding.sums_in(inputs), sums, strict=False):
+        total.copy_(value)
     before = [tensor.clone() for tensor in inputs]
     leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     values = run([*inputs, *leaves])
     after_random = torch.get_rng_state()
-    if binding.counters is not None and not torch.equal(inputs[-2], before[-2] + 1):
-        raise Unfit("the compiled step does not count Adam's steps")
+    _check_counts(binding, traced, before, inputs)
     for average, param in binding.average_pairs if traced.averages else ():
-        wanted = 0.5 * before[average].double() + 0.5 * inputs[param].double()
+        wanted = PROBE * before[average].double() + PROBE * inputs[param].double()
         if not torch.allclose(inputs[average].double(), wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())):
             raise Unfit("the compiled step takes another average of the parameters")
+    names, num = list(binding.buffers), binding.num_params
+    changes = {name: buffers[names.index(name)] - before[num + names.index(name)] for name in _own_buffers(binding)}
+    if not traced.updates:
+        totals = zip(binding.trained, binding.sums_in(inputs), strict=True)
+        added = {each.name: total if each.name in traced.has_grads else None for each, total in totals}
+        return Result(values[0], added, changes, after_random)
     grads: dict[str, Tensor | None] = {}
     for each in binding.trained:
         rule, group = binding.rules[each.group], binding.optimizer.param_groups[each.group]
         state = [inputs[at] for at in each.state]
         got = each.name in traced.has_grads
         grads[each.name] = rule.gradient(group, before[each.param], params[each.param], state) if got else None
-    names, num = list(binding.buffers), binding.num_params
-    changes = {name: buffers[names.index(name)] - before[num + names.index(name)] for name in _own_buffers(binding)}
     return Result(values[0], grads, changes, after_random)
+
+
+def _check_counts(binding: Binding, traced: Traced, before: list[Tensor], after: list[Tensor]) -> None:
+    """Adam's steps, what gradients added up in, and the loss scale, against what torch does to them."""
+    done, finite = int(traced.updates), True
+    if binding.scale is not None and traced.updates:
+        scale, tracker = (tensor.clone() for tensor in before[binding.scale : binding.scale + 2])
+        rule = binding.scale_rule
+        assert rule is not None
+        finite = rule.fixed is not None or int(after[binding.scale + 1]) > 0 or bool(after[binding.scale] > scale)
+        if rule.fixed is None:
+            found = torch.tensor(0.0 if finite else 1.0)
+            torch._amp_update_scale_(scale, tracker, found, rule.growth, rule.backoff, rule.interval)
+        if not torch.equal(after[binding.scale], scale) or not torch.equal(after[binding.scale + 1], tracker):
+            raise Unfit("the compiled step takes another loss scale")
+        if rule.fixed is not None:  # nothing says whether the update was skipped
+            return
+    if binding.counters is not None and not torch.equal(after[-2], before[-2] + done * finite):
+        raise Unfit("the compiled step does not count Adam's steps")
+    if traced.updates and any(bool(total.any()) for total in binding.sums_in(after)):
+        raise Unfit("the compiled step does not clear what gradients added up to")
+
+
+def _check_update(binding: Binding, run: Run, batch: Any, grads: dict[str, Tensor | None]) -> None:
+    """What the compiled step makes of gradients, against the same formula in float64: lr, momentum, decay, each group.
+
+    Args:
+        grads: what the step computes for this batch, clipped.
+    """
+    inputs = [tensor.clone() for tensor in binding.static]
+    row = [value for number in range(len(binding.rules)) for value in _probed_row(binding, number)]
+    inputs[-1][: len(row)] = torch.tensor(row, dtype=torch.float64)
+    inputs[-1][len(row) :] = PROBE
+    for each in binding.trained:
+        for at, factor in zip(each.state, (0.05, 0.1), strict=False):
+            inputs[at].copy_(factor * inputs[each.param] if factor == 0.05 else factor * inputs[each.param].square())
+    for total in binding.sums_in(inputs):
+        total.zero_()
+    exact = [tensor.to(torch.float64, copy=True) for tensor in inputs]
+    run([*inputs, *(leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))])
+    step = None if binding.counters is None else exact[-2][0] + 1
+    if binding.scale is not None and not any(bool(g.any()) for g in grads.values() if g is not None):
+        return  # the update was left out
+    for each in binding.trained:
+        grad = grads[each.name]
+        if grad is None:
+            continue
+        before, wanted = exact[each.param].clone(), [exact[each.param], *(exact[at] for at in each.state)]
+        values = binding.row_of(each.group, exact[-1])
+        binding.rules[each.group].apply(wanted[0], grad.double(), wanted[1:], values, step)
+        moved = float((wanted[0] - before).norm())
+        for at, value in zip((each.param, *each.state), wanted, strict=True):
+            distance = float((inputs[at].double() - value).norm())
+            if not distance <= UPDATE * (moved if at == each.param else float(value.norm())) + ROUNDING * float(before.norm()):  # fmt: skip # noqa: E501
+                raise Unfit(f"the update of {each.name} differs from the optimizer's by {distance:.1e} of {moved:.1e}")
+
+
+def _probed_row(binding: Binding, number: int) -> tuple[float, ...]:
+    """A group's entries of the row, unlike those of any other, and none of them 0 or 1."""
+    group, rule = dict(binding.optimizer.param_groups[number]), binding.rules[number]
+    group["lr"] = 0.1 * (1 + number / 8)
+    if group.get("momentum"):
+        group["momentum"] = 0.8 - number / 64
+    if group["weight_decay"]:
+        group["weight_decay"] = 0.03 * (1 + number / 8)
+    return rule.row(group, 3)
+
+
+def _check_skipping(binding: Binding, run: Run, batch: Any) -> None:
+    """With gradients that are not finite nothing is updated."""
+    assert binding.scale is not None
+    inputs = [tensor.clone() for tensor in binding.static]
+    inputs[binding.scale].fill_(torch.inf)
+    before = [tensor.clone() for tensor in inputs]
+    run([*inputs, *(leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))])
+    kept = [at for each in binding.trained for at in (each.param, *each.state)]
+    if binding.counters is not None:
+        kept.append(len(inputs) - 2)
+    if not all(torch.equal(inputs[at], before[at]) for at in kept):
+        raise Unfit("the compiled step updates with gradients that are not finite")
 
 
 def _own_buffers(binding: Binding) -> list[str]:
@@ -155,10 +271,12 @@ def _own_buffers(binding: Binding) -> list[str]:
     return [name for number, name in enumerate(binding.buffers) if number not in averages]
 
 
-def _exact(binding: Binding, batch: Any, max_norm: float | None, step: Any) -> Result | None:
+def _exact(
+    binding: Binding, batch: Any, max_norm: float | None, step: Any, traced: Traced, sums: Sequence[Tensor]
+) -> Result | None:
     """The step in float64; None where the model cannot be computed in it."""
     try:
-        return reference(binding, batch, max_norm, step, torch.float64)
+        return reference(binding, batch, max_norm, step, torch.float64, traced=traced, sums=sums)
     except (RuntimeError, TypeError, ValueError):  # a float32 made inside, an operation without float64
         return None
 

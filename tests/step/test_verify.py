@@ -10,6 +10,7 @@ import torch
 from step.zoo import ZOO
 from torch import nn
 
+from fastrunner import Fp16OptimizerHook
 from fastrunner.optim.ema_term import EmaTerm
 from fastrunner.step import torch_private
 from fastrunner.step.binding import Binding
@@ -20,8 +21,12 @@ from fastrunner.step.verify import reference, verify
 MLP, RESNET, GPT, TIED = (ZOO[name] for name in ("mlp", "resnet", "gpt", "tied"))
 
 
-def prepared(family, averages=False):
-    """A traced step of a model that has taken one eager step, and two batches."""
+def prepared(family, averages=False, updates=None, scaler=None):
+    """A traced step of a model that has taken one eager step, and two batches.
+
+    Args:
+        updates: whether gradients that add up are updated with; None: they do not add up.
+    """
     torch.manual_seed(0)
     model = family.model()
     term = None
@@ -34,13 +39,15 @@ def prepared(family, averages=False):
     batches = [family.batch(0), family.batch(1)]
     model.train_step(batches[0], optimizer)["loss"].backward()
     optimizer.step()
-    binding = Binding(model, optimizer, term)
-    return binding, trace_step(binding, batches[0], family.clip, averages=averages), batches
+    optimizer.zero_grad()
+    binding = Binding(model, optimizer, term, adds_up=updates is not None, scaler=scaler)
+    traced = trace_step(binding, batches[0], family.clip, averages=averages, updates=updates is not False)
+    return binding, traced, batches
 
 
-def check(family, spoil=None, averages=False):
+def check(family, spoil=None, averages=False, **terms):
     """Verify the traced step, after ``spoil(binding, run, inputs)`` has stood in for the call."""
-    binding, traced, batches = prepared(family, averages)
+    binding, traced, batches = prepared(family, averages, **terms)
 
     def run(inputs):
         return traced.graph(*inputs) if spoil is None else spoil(binding, traced.graph, inputs)
@@ -51,7 +58,7 @@ def check(family, spoil=None, averages=False):
     finally:  # nothing of the run was touched
         assert all(torch.equal(a, b) for a, b in zip(before[0], binding.tensors, strict=True))
         assert torch.equal(before[1], torch.get_rng_state())
-        assert all(p.grad is None or p.grad.abs().sum() > 0 for p in binding.model.parameters())
+        assert all(p.grad is None for p in binding.model.parameters())
 
 
 def restored(number):
@@ -125,12 +132,115 @@ def test_a_wrong_average_is_refused():
         check(MLP, restored(lambda b: b.average_pairs[0][0]), averages=True)
 
 
+def sums(binding):
+    return binding.num_params + binding.num_buffers + sum(len(each.state) for each in binding.trained)
+
+
+@pytest.mark.parametrize(
+    ("updates", "spoil", "says"),
+    [
+        (False, restored(sums), "gradient of body.0.weight"),
+        (False, restored(lambda b: b.num_params + b.num_buffers), ""),
+        (True, restored(sums), "clear what gradients added up to"),
+        (True, restored(lambda b: b.trained[1].state[0]), "gradient of body.0.bias"),
+        (True, restored(lambda b: len(b.static) - 2), "count Adam's steps"),
+    ],
+)
+def test_wrong_accumulation_is_refused(updates, spoil, says):
+    check(MLP, updates=updates)
+    if not says:  # an added gradient leaves momenta alone: there is nothing to lose
+        return check(MLP, spoil, updates=updates)
+    with pytest.raises(Unfit, match=says):
+        check(MLP, spoil, updates=updates)
+    return None
+
+
+def forgets_sums(binding, graph, inputs):
+    for total in binding.sums_in(inputs):
+        total.zero_()
+    return graph(*inputs)
+
+
+def test_gradients_of_earlier_iterations_that_are_lost_are_found_at_the_second_batch():
+    for updates in (False, True):
+        with pytest.raises(Unfit, match="gradient of body"):
+            check(MLP, forgets_sums, updates=updates)
+
+
+def never_skips(binding, graph, inputs):
+    if inputs[binding.scale].isinf():
+        inputs[0].add_(1)
+    return graph(*inputs)
+
+
+@pytest.mark.parametrize("scale", [512.0, "dynamic"])
+def test_a_wrong_loss_scale_is_refused(scale):
+    def scaler():
+        return Fp16OptimizerHook(loss_scale=scale)
+
+    check(MLP, scaler=scaler())
+    check(MLP, scaler=scaler(), updates=True)
+    check(MLP, scaler=scaler(), updates=False)
+    with pytest.raises(Unfit, match="not finite"):
+        check(MLP, never_skips, scaler=scaler())
+    if scale == "dynamic":
+        with pytest.raises(Unfit, match="loss scale"):
+            check(MLP, restored(lambda b: b.scale + 1), scaler=scaler())
+    with pytest.raises(Unfit, match=r"gradient of body\.0\.weight"):
+        check(MLP, restored(lambda b: b.trained[0].state[0]), scaler=scaler())
+
+
 def test_a_checkpoint_that_recomputes_with_another_mask_is_refused(monkeypatch):
     """What tracing makes of torch's checkpoint if it is not run inline: the loss is right, gradients are not."""
     check(GPT)
     monkeypatch.setattr(torch_private, "_checkpoints_inline", contextlib.nullcontext)
     with pytest.raises(Unfit, match=r"gradient|random numbers"):
         check(GPT)
+
+
+def wrong_row(change):
+    """The step, with other numbers than the host filled in."""
+
+    def spoil(binding, graph, inputs):
+        change(inputs[len(binding.static) - 1])
+        return graph(*inputs)
+
+    return spoil
+
+
+def other_lr(row):
+    row[0] *= 1.01
+
+
+def other_group(row):
+    row[:3] = row[3:6].clone()
+
+
+def no_decay(row):
+    row[5] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("mlp", other_lr), ("gpt", other_lr), ("resnet", other_lr), ("tied", other_lr)]
+)
+def test_a_wrong_lr_is_refused(name, change):
+    with pytest.raises(Unfit, match=r"the update of .* differs|the gradient of body.embedding"):  # SGD has no momenta
+        check(ZOO[name], wrong_row(change))
+
+
+@pytest.mark.parametrize("change", [other_lr, other_group, no_decay])
+def test_groups_that_change_places_and_a_lost_decay_are_refused(change):
+    check(ZOO["depthwise"])
+    with pytest.raises(Unfit, match=r"the update of .* differs"):
+        check(ZOO["depthwise"], wrong_row(change))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.01, 2.0])
+def test_another_clip_is_refused(factor):
+    binding, _, batches = prepared(MLP)
+    traced = trace_step(binding, batches[0], MLP.clip * factor)
+    with pytest.raises(Unfit, match="gradient of body"):
+        verify(binding, traced, lambda i: traced.graph(*i), batches, MLP.clip, binding.model.train_step)
 
 
 class Zero(nn.Module):
@@ -148,7 +258,8 @@ class Zero(nn.Module):
 def test_noise_where_the_true_gradient_is_zero_is_no_reason():
     def other_rounding(binding, graph, inputs):
         values = graph(*inputs)
-        inputs[binding.trained[1].state[0]].neg_()  # the noise, with another sign
+        if inputs[len(binding.static) - 1][0] == 0:  # asked for gradients
+            inputs[binding.trained[1].state[0]].neg_()  # the noise, with another sign
         return values
 
     check(replace(MLP, model=Zero), other_rounding)
