@@ -7,7 +7,8 @@ is no graph (yet), and in the last iteration of a run or of an epoch whose end a
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -31,7 +32,7 @@ def make_whole(
     """
     timer, clock = terms.timer, time.perf_counter
     assert timer is not None
-    window = getattr(graph, "window", None)
+    window, step = graph.window, cast("Callable[..., tuple[dict[str, Any], Any] | None]", graph)
     seen_end = not plan.only_ours(plan.after_train_epoch)
 
     def whole(runner: BaseRunner) -> None:
@@ -41,9 +42,9 @@ def make_whole(
         done = None
         if runner._iter + 1 != runner._max_iters and not (seen_end and ends_epoch(runner)):
             if window is None:
-                done = graph(runner.data_batch, runner._iter)
+                done = step(runner.data_batch, runner._iter)
             else:
-                done = graph(runner.data_batch, runner._iter, *window.place(runner))
+                done = step(runner.data_batch, runner._iter, *window.place(runner))
         if done is None:
             return graph.around(below, runner)
         outputs, grad_norm = done

@@ -95,14 +95,13 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what makes the iterations after a resume the same as without. Empty for most recipes."""
-        states = [graph.state_dict() for graph in self._graphs.values() if hasattr(graph, "state_dict")]
+        states = [graph.state_dict() for graph in self._graphs.values()]
         return max(states, key=lambda state: sum(state.get("seen", {}).values()), default={})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
         for graph in self._graphs.values():
-            if hasattr(graph, "load_state_dict"):
-                graph.load_state_dict(state)
+            graph.load_state_dict(state)
 
     def _cudagraph(self, max_norm: float | None, ema: Any) -> CudaGraphStep | None:
         """Whole iterations as CUDA graphs; None, and a reason, where there can be none."""

@@ -84,6 +84,8 @@ class CudaGraphStep:
         exchange: between the ranks; None: there is one.
     """
 
+    window = None  # gradients do not add up in these graphs
+
     def __init__(
         self,
         model: nn.Module,

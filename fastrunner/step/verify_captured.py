@@ -42,7 +42,7 @@ def verify_captured(
         Unfit: the two differ; it says in what, and by how much.
     """
     max_norm, averages, exchange = terms
-    traced: Any = SimpleNamespace(averages=averages, has_grads=body.has_grads)
+    traced: Any = SimpleNamespace(averages=averages, has_grads=body.has_grads, updates=True)
     state = draws.now()
 
     def replay(inputs: list[Tensor]) -> Sequence[Tensor]:
