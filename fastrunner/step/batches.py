@@ -62,6 +62,10 @@ class Batches:
         if name not in self._made:
             self._made.append(name)
 
+    def was_resumed(self, kind: Any) -> bool:
+        """Whether there was a graph for this kind before the checkpoint that this run goes on from."""
+        return self.name(kind) in self.resumed and self.name(kind) in self._made
+
     def again(self, kind: Any, seen: int = 0) -> None:
         """Let it count as having come ``seen`` times: it could not be compiled yet."""
         self._seen[self.name(kind)] = seen

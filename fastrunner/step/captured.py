@@ -9,6 +9,7 @@ that a recording writes besides its pool is the model's, the optimizer's, or the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .binding import Binding
-from .device_update import DeviceUpdate, Options
+from .device_update import DeviceUpdate, Options, row_on_device
 from .graph_backend import GraphBackend, Recording
 from .outputs import Outputs
 from .scalar_ring import ScalarRing
-from .torch_private import Unfit, swapped
-from .trace import found_loss
+from .torch_private import Unfit, compile_graph, swapped
+from .trace import found_loss, trace_step
 
 
 class Exchange(Protocol):
@@ -163,6 +164,47 @@ def _check_buffers(binding: Binding) -> None:
             raise Unfit(f"the step puts another tensor into {name}; write into it: {name}.copy_(...)")
 
 
+class Body(Protocol):
+    """The operations of an iteration.
+
+    Attributes:
+        has_grads: names of the parameters that get a gradient, once it has run.
+    """
+
+    has_grads: frozenset[str]
+
+    def __call__(self, batch: Any) -> tuple[Outputs, Tensor | None]:
+        """The outputs, and the norm before clipping."""
+
+
+class TracedBody:
+    """The whole iteration as one compiled graph, as recipe ``graph`` runs it.
+
+    Args: as of ``EagerBody``; ``batch`` is an example.
+    Raises:
+        Unfit: it cannot be traced, or terms ask for more than the graph has.
+    """
+
+    def __init__(self, binding: Binding, options: Options, step: Callable[..., Any], terms: Terms, batch: Any) -> None:
+        if terms.scale is not None or terms.window is not None or terms.exchange is not None:
+            raise Unfit("a traced iteration has no loss scale, no accumulation, and no exchange between ranks")
+        self._binding, self._options = binding, options
+        binding.static[-1] = binding.row.to(options.tensor.device)
+        traced = trace_step(binding, batch, terms.max_norm, step, averages=terms.averages)
+        leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        self._outputs, self._clips, self.has_grads = traced.outputs, traced.clips, traced.has_grads
+        self._run, _ = compile_graph(traced.graph, [*binding.static, *leaves])
+
+    def __call__(self, batch: Any) -> tuple[Outputs, Tensor | None]:
+        with torch.no_grad():
+            leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+            row = row_on_device(self._binding, self._options.tensor)
+            values = list(self._run([*self._binding.static[:-1], row, *leaves]))
+        outputs = copy.copy(self._outputs)
+        outputs.flat = values[: len(values) - self._clips]
+        return outputs, values[-1] if self._clips else None
+
+
 class Captured:
     """An iteration for batches of one structure and shape.
 
@@ -178,7 +220,7 @@ class Captured:
     def __init__(
         self,
         backend: GraphBackend,
-        body: Callable[[Any], tuple[Outputs, Tensor | None]],
+        body: Body,
         binding: Binding,
         options: Options,
         batch: Any,

@@ -43,7 +43,7 @@ class Step:
         if config.channels_last:
             move_channels_last(unwrap(model))
         self._compiled: CompiledModules | None = None
-        compiled = self._compile() if config.recipe == "compile" else None
+        compiled = self._compile(model) if config.recipe == "compile" else None
         self.model = stepping(model, config.amp, config.channels_last, compiled)
         self.updater = optimizer
         if config.recipe != "eager" and hasattr(optimizer, "param_groups"):
@@ -51,10 +51,9 @@ class Step:
             if self.updater is optimizer and not hasattr(optimizer, "clipped_step"):
                 self.reasons["fused"] = refuse(optimizer) or ""
 
-    def _compile(self) -> Callable[..., Any] | None:
+    def _compile(self, model: Any) -> Callable[..., Any] | None:
         from .compiled import CompiledModules  # not before somebody asks for a compiler
 
-        model = self._made_for[0]
         try:
             self._compiled = CompiledModules(unwrap(model), model.train_step, self.config.modules, self._warn)
         except Unfit as error:
@@ -113,15 +112,18 @@ class Step:
             try:
                 backend = capture.backend_for(next((p.device for p in model.parameters()), torch.device("cpu")))
                 module, place, exchange = capture.inside(model, backend.collectives)
-                step = stepping(module, self.config.amp, self.config.channels_last).train_step
-                self._graphs[key] = cudagraph.CudaGraphStep(
-                    module, step, optimizer, self._warn, backend, max_norm, ema, place, exchange
+                call = self._compile(module) if self.config.captures == "compile" else None
+                step = stepping(module, self.config.amp, self.config.channels_last, call).train_step
+                traced = self.config.captures == "graph"
+                graph = cudagraph.CudaGraphStep(
+                    module, step, optimizer, self._warn, backend, max_norm, ema, place, exchange, traced
                 )
+                graph.load_state_dict(self._resumed)
+                self._graphs[key] = graph
             except Unfit as error:
                 self.reasons["cudagraph"] = str(error)
                 self._warn(f"no CUDA graphs: {error}. The step runs on the recipe below.")
-        graph: CudaGraphStep | None = self._graphs.get(key)  # type: ignore[assignment]
-        return graph
+        return self._graphs.get(key)  # type: ignore[return-value]
 
     @property
     def compiling(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 RECIPES = ("eager", "fused", "compile", "graph", "cudagraph", "auto")
+CAPTURED = ("fused", "compile", "graph")  # recipes whose iterations ``cudagraph`` may capture
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORCE = "FASTRUNNER_STEP"  # environment: a recipe that overrides the config's
 
@@ -24,6 +25,7 @@ class StepConfig:
             by CUDA graphs where the device waits for the host), auto (fused, and graph where that turns out faster;
             compiled beside the training).
         modules: names of submodules for ``compile``; empty: the model.
+        captures: what ``cudagraph`` captures: fused, compile, or graph (an iteration of that recipe).
         amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), or None.
         channels_last: whether convolutions' weights and 4-D inputs lie channels last.
     Raises:
@@ -35,13 +37,18 @@ class StepConfig:
     modules: tuple[str, ...] = ()
     amp: str | None = None
     channels_last: bool = False
+    captures: str = "fused"
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"step recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
         if not isinstance(self.modules, tuple) or not all(isinstance(name, str) for name in self.modules):
             raise TypeError(f"step modules must be a list of names of submodules, got {self.modules!r}")
-        if self.modules and self.recipe != "compile":
+        if self.captures not in CAPTURED:
+            raise ValueError(f"step captures must be one of {', '.join(CAPTURED)}, got {self.captures!r}")
+        if self.captures != "fused" and self.recipe != "cudagraph":
+            raise ValueError(f"step captures is what recipe 'cudagraph' captures; the recipe is {self.recipe!r}")
+        if self.modules and "compile" not in (self.recipe, self.captures):
             raise ValueError(f"step modules are what recipe 'compile' compiles; the recipe is {self.recipe!r}")
         if self.amp not in (None, *AMP):
             raise ValueError(f"step amp must be None, 'bf16' or 'fp16', got {self.amp!r}")
@@ -74,6 +81,8 @@ def make_config(step: StepConfig | Mapping[str, Any] | str | None, forced: str |
         given["recipe"] = forced
         if forced != "compile":
             given.pop("modules", None)
+        if forced != "cudagraph":
+            given.pop("captures", None)
     if isinstance(given.get("modules"), list):
         given["modules"] = tuple(given["modules"])
     return StepConfig(**given)

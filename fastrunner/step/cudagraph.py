@@ -13,7 +13,6 @@ used one goes. All of them share a pool.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,34 +24,23 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .binding import Binding
-from .captured import Captured, EagerBody, Exchange, Terms
+from .capture import MeanOverRanks
+from .captured import Body, Captured, EagerBody, Terms, TracedBody
 from .device_update import Options
-from .graph_backend import Cost, Draws, GraphBackend
+from .graph_backend import Draws, GraphBackend
 from .guards import SilentState, batch_key, quick_key
 from .lift import at as users_line
 from .torch_private import Unfit
+from .verify import look
 from .verify_captured import verify_captured
+from .worth import Next, Worth
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
 MAX_CAPTURES = 24  # in a run: a model that has new shapes all the time is not worth more
-MAX_SHAPES = 256  # kinds of batches that are counted
 MAX_BINDINGS = 2  # sets of parameters, state and modes whose graphs are kept: a mode may flip, and flip back
-MEASURED = 3  # iterations of a shape whose cost is measured
 WARM_UPS = 3  # torch's advice: libraries choose algorithms and make workspaces in them
-RECURS = 3  # a shape that is not the first is thought of when it comes for the third time: a tail batch does not
-GAIN = 0.05  # the device has to wait for the host for this share of an iteration
 
 Below = Callable[[Any], None]
-
-
-@dataclass
-class Candidate:
-    """A kind of batch on its way."""
-
-    seen: int = 0
-    sample: Any = None
-    costs: list[Cost] = field(default_factory=list)
-    pays: bool = False
 
 
 @dataclass
@@ -62,7 +50,7 @@ class Bound:
     binding: Binding
     options: Options
     graphs: dict[Any, Captured] = field(default_factory=dict)
-    warming: dict[Any, tuple[Captured, EagerBody]] = field(default_factory=dict)
+    warming: dict[Any, tuple[Captured, Body]] = field(default_factory=dict)
 
     def free(self) -> None:
         for graph in self.graphs.values():
@@ -82,6 +70,7 @@ class CudaGraphStep:
         ema: EMAHook, whose average is taken with the update; None: there is none.
         place: the runner's batch -> what ``step`` gets, on the device; None: as it is.
         exchange: between the ranks; None: there is one.
+        traced: capture the graph that recipe ``graph`` would run, not the operations of ``fused``.
     """
 
     window = None  # gradients do not add up in these graphs
@@ -96,20 +85,20 @@ class CudaGraphStep:
         max_norm: float | None = None,
         ema: Any = None,
         place: Callable[[Any], Any] | None = None,
-        exchange: Exchange | None = None,
+        exchange: MeanOverRanks | None = None,
+        traced: bool = False,
     ) -> None:
         self._model, self._step, self._optimizer = model, step, optimizer
         self._warn, self._backend, self._max_norm, self._ema = warn, backend, max_norm, ema
-        self._place, self._exchange = place, exchange
+        self._place, self._exchange, self._traced = place, exchange, traced
         self._bounds: OrderedDict[int, Bound] = OrderedDict()  # the newest is the one that holds
         self._now: Bound | None = None
         self._order: OrderedDict[tuple[int, Any], Captured] = OrderedDict()  # of all bounds, the least used first
         self._last: tuple[Any, Captured] | None = None  # the graph that ran, and its key
         self._doubtful = True
-        self._candidates: dict[Any, Candidate] = {}
+        self._worth = Worth(None if exchange is None else lambda values: exchange.agree(values, backend.device))
         self._refused: dict[Any, str] = {}  # by kind of batch; under None: whatever the batch
-        self._look: Candidate | None = None  # what the next iteration is watched for
-        self._measure: Candidate | None = None
+        self._watch = (Next.BELOW, None)  # what the next iteration is for, and the kind of its batch
         self._host_s = 0.0  # of the newest iteration on the recipe below
         self.num_captures = self.num_calls = self.num_dropped = 0
 
@@ -122,14 +111,11 @@ class CudaGraphStep:
         size = sum(graph.num_bytes for graph in self._order.values()) / 2**20
         dropped = f", {self.num_dropped} dropped" if self.num_dropped else ""
         lines = [f"{len(self._order)} CUDA graphs with {size:.0f} MiB in their pool{dropped}, {self.num_calls} replays"]
-        for candidate in self._candidates.values():
-            if candidate.costs:
-                lines.append(_in_words(candidate))
-        return lines + sorted({f"no CUDA graph: {why}" for why in self._refused.values()})
+        return lines + self._worth.explain() + sorted({f"no CUDA graph: {why}" for why in self._refused.values()})
 
     def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
         """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
-        if None in self._refused:
+        if None in self._refused and self._exchange is None:
             return None
         average = None if self._ema is None else self._ema.average_at(iteration)
         weight = 0.0 if average is None else average.momentum
@@ -142,6 +128,10 @@ class CudaGraphStep:
                 shape = batch_key(batch)
             except TypeError as error:
                 self._refuse(None, str(error))
+                return None
+        if self._exchange is not None:
+            self._worth.vote(shape, None in self._refused or shape in self._refused)
+            if None in self._refused:
                 return None
         if self._doubtful and not self._settle():
             return None
@@ -170,12 +160,13 @@ class CudaGraphStep:
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it moves or what it costs."""
-        look, measure, self._look, self._measure = self._look, self._measure, None, None
+        (watch, shape), self._watch = self._watch, (Next.BELOW, None)
         self._doubtful = True  # what it left in .grad is let go before the next replay
-        if measure is not None:
-            measure.costs.append(self._backend.measure(lambda: below(runner), self._host_s))
+        if watch is Next.MEASURE:
+            cost = self._backend.measure(lambda: below(runner), self._host_s)
+            self._worth.kinds[shape].costs.append(cost)
             return
-        if look is None:
+        if watch is not Next.LOOK:
             below(runner)
             return
         before, begin = SilentState(self._model), time.perf_counter()
@@ -196,11 +187,12 @@ class CudaGraphStep:
         self._doubtful = True
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: nothing, a resumed run begins with the recipe below."""
-        return {}
+        """Which kinds of batches have graphs, for a checkpoint: the run that goes on from it computes them so, too."""
+        return {} if None in self._refused or self._exchange is not None else self._worth.batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what ``state_dict`` gave."""
+        if state and self._exchange is None:
+            self._worth.batches.load_state_dict(state)
 
     def _settle(self) -> bool:
         """Whether a binding holds, or could be made anew."""
@@ -250,10 +242,18 @@ class CudaGraphStep:
     ) -> Captured | tuple[dict[str, Any], Any] | None:
         """What an iteration without a graph is: (outputs, grad_norm) of a warm-up, None for the recipe below."""
         shape = key[0]
-        if shape in self._refused or not self._ripe(shape, batch):
+        if shape in self._refused:
             return None
-        if self.num_captures >= MAX_CAPTURES:
+        try:
+            now = self._worth.next(shape, batch)
+        except Unfit as error:
+            self._refuse(None if error.passing else shape, str(error))
+            return None
+        if now is Next.CAPTURE and self.num_captures >= MAX_CAPTURES:
             self._refuse(None, f"{MAX_CAPTURES} graphs were made, for shapes or parameters that changed")
+            return None
+        if now is not Next.CAPTURE:
+            self._watch = now, shape
             return None
         if bound.binding.is_outgrown():
             self._forget(id(bound.binding))
@@ -269,56 +269,37 @@ class CudaGraphStep:
             if captured.num_warm_ups < WARM_UPS:
                 return self._warm_up(bound, captured, tensors)
             self._record(bound, key, captured, body, batch)
-        except Unfit as error:
+        except (Unfit, torch.OutOfMemoryError) as error:
             bound.warming.pop(key, None)
             self._doubtful = True
-            if error.passing:
-                self._forget(id(bound.binding))  # a first update has brought new state, or will
-            else:
-                self._refuse(shape, f"{error}{'' if ' at /' in str(error) else users_line(_innermost(error))}")
-            return None
-        except torch.OutOfMemoryError as error:
-            bound.warming.pop(key, None)
-            self._doubtful = True
-            free = self._backend.free_bytes() / 2**20
-            self._refuse(shape, f"memory is short: {_line(error)}; {free:.0f} MiB are free")
+            self._give_up(bound, shape, error)
             return None
         return bound.graphs[key]
 
-    def _ripe(self, shape: Any, batch: Any) -> bool:
-        """Whether a kind of batch has been seen and measured, and is worth a graph."""
-        candidate = self._candidates.setdefault(shape, Candidate())
-        candidate.seen += 1
-        if len(self._candidates) > MAX_SHAPES:
-            self._refuse(None, f"no shape repeats: {MAX_SHAPES} kinds of batches came")
-            return False
-        if candidate.seen == 1:
-            candidate.sample = pytree.tree_map(_copied, batch)
-            self._look = candidate
-            self._forget_samples()
-            return False
-        others = any(other is not candidate and other.pays for other in self._candidates.values())
-        if candidate.pays or (candidate.seen < RECURS and others):
-            return candidate.pays
-        if len(candidate.costs) < MEASURED:
-            self._measure = candidate
-            return False
-        if statistics.median(cost.launch_bound for cost in candidate.costs) < GAIN:
-            self._refuse(shape, f"it would not pay: {_in_words(candidate)}")
-            return False
-        candidate.pays = True
-        return True
+    def _give_up(self, bound: Bound, shape: Any, error: Unfit | torch.OutOfMemoryError) -> None:
+        """For now, or for good and with a reason."""
+        if isinstance(error, torch.OutOfMemoryError):
+            free = self._backend.free_bytes() / 2**20
+            self._refuse(shape, f"memory is short: {_line(error)}; {free:.0f} MiB are free")
+        elif error.passing:
+            self._forget(id(bound.binding))  # a first update has brought new state, or will
+        else:
+            self._refuse(shape, f"{error}{'' if ' at /' in str(error) else _line_in_step(error)}")
 
-    def _forget_samples(self) -> None:
-        """Keep copies of few batches: those that came last."""
-        held = [candidate for candidate in self._candidates.values() if candidate.sample is not None]
-        for candidate in held[:-MAX_GRAPHS]:
-            candidate.sample = None
-
-    def _make(self, bound: Bound, key: Any, batch: Any) -> tuple[Captured, EagerBody]:
+    def _make(self, bound: Bound, key: Any, batch: Any) -> tuple[Captured, Body]:
+        binding, options = bound.binding, bound.options
+        kind = self._worth.kinds[key[0]]
+        if not kind.looked:  # it comes from a checkpoint
+            kind.looked = True
+            if moved := look(binding, batch, self._step):
+                raise Unfit(moved[0])
         terms = Terms(self._max_norm, key[1], exchange=self._exchange)
-        body = EagerBody(bound.binding, bound.options, self._step, terms)
-        return Captured(self._backend, body, bound.binding, bound.options, batch, _plain_tensors(self._model)), body
+        body: Body
+        if self._traced:
+            body = TracedBody(binding, options, self._step, terms, batch)
+        else:
+            body = EagerBody(binding, options, self._step, terms)
+        return Captured(self._backend, body, binding, options, batch, _plain_tensors(self._model)), body
 
     def _warm_up(self, bound: Bound, captured: Captured, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
         """An iteration by the operations to be captured. Where they fail, the generators and buffers are put back."""
@@ -338,29 +319,45 @@ class CudaGraphStep:
         bound.binding.done()
         return done
 
-    def _record(self, bound: Bound, key: Any, captured: Captured, body: EagerBody, batch: Any) -> None:
-        """Capture and verify, with one graph less where memory is short."""
+    def _record(self, bound: Bound, key: Any, captured: Captured, body: Body, batch: Any) -> None:
+        """Capture and verify; with several ranks, all of them or none."""
         draws = Draws(self._backend, generators_of(self._model, self._backend.device))
         self.num_captures += 1
+        self._together(lambda: self._capture(captured, draws))
+        sample = self._worth.batches.sample(key[0])
+        step, terms = self._step, (self._max_norm, key[1], self._exchange)
+        try:
+            for each in [batch] if sample is None else [sample, batch]:
+                args = draws, bound.binding, bound.options, captured, body.has_grads, each, step, terms
+                self._together(lambda args=args: verify_captured(*args))  # type: ignore[misc]
+        except BaseException:
+            captured.free()
+            raise
+        del bound.warming[key]
+        self._worth.batches.made(key[0])
+        bound.graphs[key] = self._order[id(bound.binding), key] = captured
+        self._last = key, captured
+        while len(self._order) > MAX_GRAPHS:
+            self._drop()
+
+    def _capture(self, captured: Captured, draws: Draws) -> None:
+        """With one graph less where memory is short."""
         try:
             captured.record(draws.generators)
         except torch.OutOfMemoryError:
             if not self._drop():
                 raise
             captured.record(draws.generators)
-        sample = self._candidates[key[0]].sample
-        batches = [batch] if sample is None else [sample, batch]
-        step, terms = self._step, (self._max_norm, key[1], self._exchange)
+
+    def _together(self, part: Callable[[], None]) -> None:
+        """Do something that all ranks have to manage; raises where another one did not."""
+        failed = None
         try:
-            verify_captured(draws, bound.binding, bound.options, captured, body, batches, step, terms)
-        except BaseException:
-            captured.free()
-            raise
-        del bound.warming[key]
-        bound.graphs[key] = self._order[id(bound.binding), key] = captured
-        self._last = key, captured
-        while len(self._order) > MAX_GRAPHS:
-            self._drop()
+            part()
+        except (Unfit, torch.OutOfMemoryError) as error:
+            failed = error
+        if not self._worth.all_say(failed is None):
+            raise failed or Unfit("another rank cannot capture this step")
 
     def _drop(self) -> bool:
         """Let the least used graph go; False where there is none."""
@@ -394,23 +391,18 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
     return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
-def _in_words(candidate: Candidate) -> str:
-    host, device = (1e6 * statistics.median(cost[i] for cost in candidate.costs) for i in range(2))
-    waits = 100 * statistics.median(cost.launch_bound for cost in candidate.costs)
-    return f"launching takes {host:.0f} us, the device works for {device:.0f} us and waits {waits:.0f} % of the time"
-
-
-def _innermost(error: BaseException) -> Any:
-    """The traceback of the error that an Unfit was raised from."""
+def _line_in_step(error: BaseException) -> str:
+    """`` at file:line`` of the user's step in which the error came up that an Unfit was raised from; or nothing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return error.__traceback__
+    trace, inside = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code is EagerBody._forward_backward.__code__:
+            inside = trace.tb_next
+        trace = trace.tb_next
+    return users_line(inside)
 
 
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else ""
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

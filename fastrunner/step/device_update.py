@@ -136,6 +136,21 @@ class DeviceUpdate:
             torch._foreach_add_(averages, torch._foreach_mul(params, weight.to(dtype)))
 
 
+def row_on_device(binding: Binding, options: Tensor) -> Tensor:
+    """What ``Binding.fill`` writes to a traced graph's row, worked out on the device: float64."""
+    parts, step = [], None if binding.counters is None else binding.counters[0].double() + 1
+    for group, rule in enumerate(binding.rules):
+        at = FIRST + EACH * group
+        lr, beta, weight_decay = options[at : at + EACH].unbind()
+        if isinstance(rule, AdamRule):
+            assert step is not None
+            decay = 1 - lr * weight_decay if rule.decoupled else weight_decay
+            parts += [lr / (1 - beta**step), (1 - rule.beta2**step).sqrt(), decay, beta]
+        else:
+            parts += [lr, beta, weight_decay]
+    return torch.stack([*parts, 1 - options[AVERAGE], options[AVERAGE]])
+
+
 def _has(binding: Binding, each: Trained, grad: Tensor | None) -> bool:
     """Whether the step updates a parameter."""
     if grad is None:

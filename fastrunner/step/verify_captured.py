@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .binding import Binding
-from .captured import Captured, EagerBody
+from .captured import Captured
 from .device_update import Options
 from .graph_backend import Draws
 from .terms import EPS
@@ -27,41 +27,45 @@ def verify_captured(
     binding: Binding,
     options: Options,
     captured: Captured,
-    body: EagerBody,
-    batches: Sequence[Any],
+    has_grads: frozenset[str],
+    batch: Any,
     step: Any,
     terms: tuple[float | None, bool, Any],
 ) -> None:
-    """Compare replays with eager from the state at hand, on each batch; nothing that training has changes.
+    """Compare a replay with eager from the state at hand; nothing that training has changes.
 
     Args:
         draws: generators that the iteration may draw from.
-        batches: of the captured shape.
+        has_grads: names of the parameters that get a gradient.
+        batch: of the captured shape.
         terms: what it clips to, whether it averages, and what ranks exchange.
     Raises:
         Unfit: the two differ; it says in what, and by how much.
     """
     max_norm, averages, exchange = terms
-    traced: Any = SimpleNamespace(averages=averages, has_grads=body.has_grads, updates=True)
+    traced: Any = SimpleNamespace(averages=averages, has_grads=has_grads, updates=True)
     state = draws.now()
+    if exchange is not None:
+        with torch.no_grad():
+            exchange.before(list(binding.buffers.values()))  # as the iteration does first: both start from the same
 
     def replay(inputs: list[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad():
             return _on_copies(binding, options, captured, inputs)
 
-    try:
-        for batch in batches:
-            ours = candidate(binding, traced, replay, batch)
-            drawn = draws.now()
-            draws.put_back(state)
-            eager = _eager(binding, batch, max_norm, step, exchange)
-            if not all(map(torch.equal, drawn, draws.now())):
-                raise Unfit("a replay draws other random numbers than eager")
-            draws.put_back(state)
-            _compare(ours, eager, _exact(binding, batch, max_norm, step, exchange), low=_is_low(ours, binding))
-            draws.put_back(state)
+    try:  # with several ranks all of it runs, whatever comes out: others wait in the same collectives
+        ours = candidate(binding, traced, replay, batch)
+        drawn = draws.now()
+        draws.put_back(state)
+        eager = _eager(binding, batch, max_norm, step, exchange)
+        same = all(map(torch.equal, drawn, draws.now()))
+        draws.put_back(state)
+        exact = _exact(binding, batch, max_norm, step, exchange)
     finally:
         draws.put_back(state)
+    if not same:
+        raise Unfit("a replay draws other random numbers than eager")
+    _compare(ours, eager, exact, low=_is_low(ours))
 
 
 def _on_copies(binding: Binding, options: Options, captured: Captured, inputs: list[Tensor]) -> Sequence[Tensor]:
@@ -103,6 +107,6 @@ def _exact(binding: Binding, batch: Any, max_norm: float | None, step: Any, exch
         return None
 
 
-def _is_low(ours: Result, binding: Binding) -> bool:
+def _is_low(ours: Result) -> bool:
     """Whether the step may compute in 16 bits: replays run eager's own operations, so only noise is at stake."""
     return ours.loss.element_size() == 2

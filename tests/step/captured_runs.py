@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrunner.step import capture
+from fastrunner.step import capture, captured
 from fastrunner.step.cudagraph import CudaGraphStep
 from fastrunner.step.graph_stand_in import StandIn
 
@@ -14,6 +14,15 @@ def on_stand_in(monkeypatch: pytest.MonkeyPatch, **options) -> StandIn:
     backend = StandIn(**options)
     monkeypatch.setattr(capture, "backend_for", lambda device: backend)
     return backend
+
+
+def interpret_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let traced iterations be run by torch, operation by operation: the stand-in does not see compiled ones."""
+
+    def run(module, args):
+        return (lambda inputs: module(*inputs)), True
+
+    monkeypatch.setattr(captured, "compile_graph", run)
 
 
 def captured_of(runner) -> CudaGraphStep:
