@@ -51,6 +51,7 @@ class Binding:
         averages: an average to take with the update.
         adds_up: gradients are summed over several iterations.
         scaler: a hook with a ``torch.amp.GradScaler``; None: the loss has no scale.
+        skips: an optimizer's ``skip_nonfinite`` is no obstacle: the update does it.
     Raises:
         Unfit: something here cannot be part of a graph; it says what.
 
@@ -71,10 +72,12 @@ class Binding:
         *,
         adds_up: bool = False,
         scaler: Any = None,
+        skips: bool = False,
     ) -> None:
         self.model, self.optimizer, self.averages, self.scaler = model, optimizer, averages, scaler
+        self._skips = skips
         _check_model(model)
-        self.rules = _rules(optimizer, scaler is not None)
+        self.rules = _rules(optimizer, scaler is not None, skips)
         self.scale_rule = None if scaler is None else _scale_rule(scaler)
         self.params = dict(model.named_parameters())
         self.buffers = dict(model.named_buffers())
@@ -133,7 +136,7 @@ class Binding:
             return False
         try:
             _check_model(self.model)
-            same_rules = _rules(self.optimizer, self.scaler is not None) == self.rules
+            same_rules = _rules(self.optimizer, self.scaler is not None, self._skips) == self.rules
         except Unfit:
             return False
         if self.scale is not None and (
@@ -351,11 +354,12 @@ def _scale_rule(hook: Any) -> ScaleRule:
     )
 
 
-def _rules(optimizer: Any, may_skip: bool = False) -> tuple[Rule, ...]:
+def _rules(optimizer: Any, may_skip: bool = False, skips: bool = False) -> tuple[Rule, ...]:
     """The constant part of each group.
 
     Args:
         may_skip: an update may turn out to be none.
+        skips: whoever asks does what ``skip_nonfinite`` of the optimizer says.
     Raises:
         Unfit: not exactly a known optimizer, or an option that a graph does not have.
     """
@@ -363,7 +367,7 @@ def _rules(optimizer: Any, may_skip: bool = False) -> tuple[Rule, ...]:
     algorithm = type(optimizer)._algorithm if ours else algorithm_of(optimizer)
     if algorithm is None:
         raise Unfit(f"{type(optimizer).__name__} is not exactly SGD, Adam or AdamW, torch's or fastrunner's")
-    if ours and (optimizer.clip_grad_norm or optimizer.ema_decay or optimizer.skip_nonfinite):
+    if ours and (optimizer.clip_grad_norm or optimizer.ema_decay or (optimizer.skip_nonfinite and not skips)):
         raise Unfit(f"the {type(optimizer).__name__} clips, averages or skips by itself")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise Unfit("the optimizer has step hooks")

@@ -99,7 +99,7 @@ class MeanOverRanks:
         return [None if grad is None else means[id(grad)] for grad in grads]
 
     def agree(self, values: Sequence[int], device: torch.device) -> bool:
-        """Whether all ranks came here with the same values, of 62 bits. Waits for them."""
+        """Whether all ranks came here with the same values, of at most 62 bits. Waits for them."""
         mine = torch.tensor([*values, *(-value for value in values)], dtype=torch.int64, device=device)
         least = mine.clone()
         distributed.all_reduce(least, distributed.ReduceOp.MIN, self._group)

@@ -248,6 +248,8 @@ class Captured:
         outputs, norm = self._backend.warm_up(lambda: self._body(self._batch))
         values = [*outputs.flat, *(() if norm is None else (norm,))]
         self._layout, self.clips = [_look(value) for value in values], norm is not None
+        if any(kind != self._backend.device.type for kind, _, _ in self._layout):
+            raise Unfit("train_step returns a tensor of the host, which a replay does not compute")
         self.num_warm_ups += 1
         values = [value.clone() if any(value is each for each in self.inputs) else value for value in values]
         return outputs.builder()(values), norm

@@ -102,6 +102,11 @@ class CudaGraphStep:
         self._host_s = 0.0  # of the newest iteration on the recipe below
         self.num_captures = self.num_calls = self.num_dropped = 0
 
+    @property
+    def graphs(self) -> list[Captured]:
+        """All that there are, the least used first."""
+        return list(self._order.values())
+
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next replay."""
         self._doubtful = True
@@ -215,7 +220,8 @@ class CudaGraphStep:
         return True
 
     def _bind(self) -> Bound:
-        binding = Binding(self._model, self._optimizer, None if self._ema is None else self._ema._term)
+        average = None if self._ema is None else self._ema._term
+        binding = Binding(self._model, self._optimizer, average, skips=not self._traced)
         bound = self._bounds[id(binding)] = Bound(binding, Options(binding, self._backend))
         while len(self._bounds) > MAX_BINDINGS:
             self._forget(next(iter(self._bounds)))

@@ -73,6 +73,7 @@ class DeviceUpdate:
 
     def __init__(self, binding: Binding, options: Tensor, max_norm: float | None, averages: bool) -> None:
         self._binding, self._options, self._max_norm, self._averages = binding, options, max_norm, averages
+        self._skips = bool(getattr(binding.optimizer, "skip_nonfinite", False))
 
     def __call__(self, grads: Sequence[Tensor | None], found_inf: Tensor | None = None) -> Tensor | None:
         """Write parameters, state, counters and averages in place.
@@ -88,8 +89,12 @@ class DeviceUpdate:
         binding, norm = self._binding, None
         pairs = [(each, grad) for each, grad in zip(binding.trained, grads, strict=True) if _has(binding, each, grad)]
         given = [grad for _, grad in pairs if grad is not None]
-        if self._max_norm is not None:
+        if self._max_norm is not None or self._skips:
             norm = torch.stack([n.double() for n in torch._foreach_norm(given)]).square().sum().sqrt().float()
+        if self._skips and norm is not None:
+            bad = norm.isfinite().logical_not().float().reshape(1)
+            found_inf = bad if found_inf is None else torch.maximum(found_inf, bad)
+        if self._max_norm is not None and norm is not None:
             given = list(torch._foreach_mul(given, clip_coefficient(norm, self._max_norm)))
         lists: dict[tuple[int, torch.dtype], list[tuple[Trained, Tensor]]] = {}
         for (each, _), grad in zip(pairs, given, strict=True):
@@ -106,7 +111,7 @@ class DeviceUpdate:
             binding.counters.add_(1 if found_inf is None else 1 - found_inf)
         if self._averages:
             self._average()
-        return norm
+        return None if self._max_norm is None else norm
 
     def _apply(
         self, group: int, dtype: torch.dtype, members: Sequence[tuple[Trained, Tensor]], step: Tensor | None

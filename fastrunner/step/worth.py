@@ -21,7 +21,6 @@ from .torch_private import Unfit
 MEASURED = 3  # iterations of a kind whose cost is measured
 GAIN = 0.05  # the device has to wait for the host for this share of an iteration
 VOTES = frozenset(2**i for i in range(4, 14))  # calls after which ranks vote
-BITS = 62  # of a vote's numbers
 
 
 class Next(Enum):
@@ -116,4 +115,6 @@ def in_words(kind: Kind) -> str:
 
 
 def _number(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2**BITS
+    return (
+        int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
+    )  # an int64 can hold it and its negative

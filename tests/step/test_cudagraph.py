@@ -15,11 +15,13 @@ from step.zoo import ZOO, vectors
 from torch import nn
 from torch.nn import functional as F
 
-from fastrunner import Hook
+from fastrunner import FusedAdamW, FusedSGD, Hook
 from fastrunner.hooks.hook import NEVER
 from fastrunner.step import batches as batches_module
 from fastrunner.step import cudagraph, worth
 from fastrunner.step.graph_backend import Cost
+from fastrunner.step.outputs import Outputs
+from fastrunner.step.torch_private import Unfit
 
 MLP = ZOO["mlp"]
 FIRST = 2 + worth.MEASURED + cudagraph.WARM_UPS  # iterations before the first replay; one sees the first update
@@ -405,6 +407,38 @@ def test_a_resume_has_the_bits_of_the_run_that_was_not_stopped(optimizer, backen
     assert rest.losses == losses.losses[17:]
     for key, value in state_of(whole).items():
         assert torch.equal(state_of(resumed)[key], value), key
+
+
+@pytest.mark.parametrize("kind", [FusedSGD, FusedAdamW])
+def test_updates_that_are_not_finite_are_skipped_on_the_device(kind, backend):
+    """As the optimizer itself does: weights, state and counters stay, whichever iteration it is."""
+    bad = [6, 12, 13]  # of a warm-up, and of replays
+    batches = [vectors(number) for number in range(18)]
+    for number in bad:
+        batches[number]["x"][0, 0] = float("inf")
+    family = replace(MLP, optimizer=lambda params: kind(params, lr=1e-2, skip_nonfinite=True))
+    runner, _ = train(family, "cudagraph", 18, batches)
+    assert captured_of(runner).num_calls > 5
+    eager, _ = train(family, "eager", 18, batches)
+    ours, theirs = state_of(runner), state_of(eager)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key].float(), value.float(), rtol=1e-4, atol=1e-5, msg=key)
+        if key.endswith(" step"):
+            assert int(ours[key]) == 15
+
+
+def test_tensors_of_the_host_among_the_outputs_are_a_reason(backend):
+    class Host(Net):
+        def train_step(self, batch, optimizer=None, **kwargs):
+            outputs = super().train_step(batch)
+            return {**outputs, "log_vars": {"loss": outputs["loss"].detach(), "count": torch.ones((), device="meta")}}
+
+    model = Host()
+    captured = cudagraph.Captured(
+        backend, lambda batch: (Outputs(model.train_step(batch)), None), None, None, vectors(0)
+    )
+    with pytest.raises(Unfit, match="a tensor of the host"):
+        captured.warm_up(list(vectors(0).values()))
 
 
 def test_without_a_gpu_it_runs_on_the_recipe_below_and_says_so_once(caplog):
