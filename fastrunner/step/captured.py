@@ -77,7 +77,7 @@ class Window(NamedTuple):
     """An iteration's place among those whose gradients add up to one update.
 
     Attributes:
-        divisor: of the loss: float32, 0-D, on the device.
+        divisor: of the loss: 0-D, on the device.
         sums: the gradients so far, one for each trained parameter; zeros at a window's start.
         ends: the update follows.
     """
@@ -123,6 +123,7 @@ class EagerBody:
             if terms.window is not None:
                 grads = _added(terms.window, grads)
                 if not terms.window.ends:
+                    self._update.average()
                     return outputs, None
             if terms.exchange is not None:
                 grads = terms.exchange.mean(grads)
@@ -143,7 +144,7 @@ class EagerBody:
                 _check_buffers(binding)
             loss = found_loss(outputs)
             if terms.window is not None:
-                loss = loss / terms.window.divisor
+                loss = loss / terms.window.divisor.to(loss.dtype)
             if terms.scale is not None:
                 loss = loss * terms.scale.scale
             grads = torch.autograd.grad(loss, [own[each.name] for each in binding.trained], allow_unused=True)

@@ -69,14 +69,14 @@ class Step:
     @property
     def takes_windows(self) -> bool:
         """Whether the recipe has graphs that accumulation and a loss scale can be part of."""
-        return self.config.recipe in ("graph", "auto")
+        return self.config.recipe in ("graph", "auto", "cudagraph")
 
     def graph(
         self, max_norm: float | None, ema: Any, adds_up: Any = None, scaler: Any = None
     ) -> GraphStep | CudaGraphStep | None:
         """Whole iterations with these terms, as ``GraphStep`` names them; None where the recipe has none."""
         if self.config.recipe == "cudagraph":
-            return self._cudagraph(max_norm, ema)
+            return self._cudagraph(max_norm, ema, adds_up, scaler)
         if not self.takes_windows:
             return None
         from .auto import Beside  # not before somebody asks for a compiler
@@ -102,12 +102,12 @@ class Step:
         for graph in self._graphs.values():
             graph.load_state_dict(state)
 
-    def _cudagraph(self, max_norm: float | None, ema: Any) -> CudaGraphStep | None:
+    def _cudagraph(self, max_norm: float | None, ema: Any, adds_up: Any, scaler: Any) -> CudaGraphStep | None:
         """Whole iterations as CUDA graphs; None, and a reason, where there can be none."""
         from . import capture, cudagraph
 
         model, optimizer = self._made_for
-        key = (max_norm, id(ema))
+        key = (max_norm, id(ema), id(adds_up), id(scaler))
         if key not in self._graphs and "cudagraph" not in self.reasons:
             try:
                 backend = capture.backend_for(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -116,7 +116,18 @@ class Step:
                 step = stepping(module, self.config.amp, self.config.channels_last, call).train_step
                 traced = self.config.captures == "graph"
                 graph = cudagraph.CudaGraphStep(
-                    module, step, optimizer, self._warn, backend, max_norm, ema, place, exchange, traced
+                    module,
+                    step,
+                    optimizer,
+                    self._warn,
+                    backend,
+                    max_norm,
+                    ema,
+                    place,
+                    exchange,
+                    traced,
+                    adds_up,
+                    scaler,
                 )
                 graph.load_state_dict(self._resumed)
                 self._graphs[key] = graph

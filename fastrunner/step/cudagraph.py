@@ -25,14 +25,16 @@ from torch.utils import _pytree as pytree
 
 from .binding import Binding
 from .capture import MeanOverRanks
-from .captured import Body, Captured, EagerBody, Terms, TracedBody
-from .device_update import Options
+from .captured import Body, Captured, EagerBody, LossScale, Terms, TracedBody
+from .captured import Window as CapturedWindow
+from .device_update import FACTOR, Options
 from .graph_backend import Draws, GraphBackend
 from .guards import SilentState, batch_key, quick_key
 from .lift import at as users_line
 from .torch_private import Unfit
 from .verify import look
 from .verify_captured import verify_captured
+from .window import Window
 from .worth import Next, Worth
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
@@ -71,9 +73,9 @@ class CudaGraphStep:
         place: the runner's batch -> what ``step`` gets, on the device; None: as it is.
         exchange: between the ranks; None: there is one.
         traced: capture the graph that recipe ``graph`` would run, not the operations of ``fused``.
+        adds_up: GradientCumulativeOptimizerHook, in whose windows gradients add up; None: each iteration is an update.
+        scaler: Fp16OptimizerHook, whose loss scale is used; None: there is none.
     """
-
-    window = None  # gradients do not add up in these graphs
 
     def __init__(
         self,
@@ -87,10 +89,14 @@ class CudaGraphStep:
         place: Callable[[Any], Any] | None = None,
         exchange: MeanOverRanks | None = None,
         traced: bool = False,
+        adds_up: Any = None,
+        scaler: Any = None,
     ) -> None:
         self._model, self._step, self._optimizer = model, step, optimizer
         self._warn, self._backend, self._max_norm, self._ema = warn, backend, max_norm, ema
         self._place, self._exchange, self._traced = place, exchange, traced
+        self.window = None if adds_up is None else Window(adds_up)
+        self._scaler = scaler
         self._bounds: OrderedDict[int, Bound] = OrderedDict()  # the newest is the one that holds
         self._now: Bound | None = None
         self._order: OrderedDict[tuple[int, Any], Captured] = OrderedDict()  # of all bounds, the least used first
@@ -110,6 +116,8 @@ class CudaGraphStep:
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next replay."""
         self._doubtful = True
+        if self.window is not None:
+            self.window.release()
 
     def explain(self) -> list[str]:
         """How many graphs there are, what they take, how often they ran, and why there are no others."""
@@ -118,8 +126,15 @@ class CudaGraphStep:
         lines = [f"{len(self._order)} CUDA graphs with {size:.0f} MiB in their pool{dropped}, {self.num_calls} replays"]
         return lines + self._worth.explain() + sorted({f"no CUDA graph: {why}" for why in self._refused.values()})
 
-    def __call__(self, batch: Any, iteration: int) -> tuple[dict[str, Any], Any] | None:
-        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to."""
+    def __call__(
+        self, batch: Any, iteration: int, ends: bool = True, factor: float = 1.0
+    ) -> tuple[dict[str, Any], Any] | None:
+        """Run an iteration; (outputs, grad_norm), or None: ``around`` has to.
+
+        Args:
+            ends: the iteration ends in an update.
+            factor: what the loss is divided by, where gradients add up.
+        """
         if None in self._refused and self._exchange is None:
             return None
         average = None if self._ema is None else self._ema.average_at(iteration)
@@ -142,7 +157,7 @@ class CudaGraphStep:
             return None
         bound = self._now
         assert bound is not None
-        key = (shape, average is not None)
+        key = (shape, average is not None, ends)
         if self._last is not None and self._last[0] == key:
             graph: Captured | None = self._last[1]
         else:
@@ -152,21 +167,32 @@ class CudaGraphStep:
         else:
             tensors = list(batch.values()) if type(batch) is dict else batch
         if graph is None:
-            done = self._prepare(bound, key, batch, tensors, weight)
+            done = self._prepare(bound, key, batch, tensors, (weight, factor))
             if not isinstance(done, Captured):
-                return done
+                return self._ran(iteration, ends, done)
             graph, bound = done, self._now
             assert bound is not None
-        bound.options.fill(weight)
+        elif self.window is not None and not self.window.bind(bound.binding):
+            return None
+        bound.options.fill(weight, factor)
         values = graph.run(tensors)
-        bound.binding.done()
+        bound.binding.done(ends)
         self.num_calls += 1
-        return graph.build(values), values[-1] if graph.clips else None
+        outputs = graph.build(values), values[-1] if graph.clips else None
+        return outputs if self.window is None else self._ran(iteration, ends, outputs)
+
+    def _ran(
+        self, iteration: int, ends: bool, done: tuple[dict[str, Any], Any] | None
+    ) -> tuple[dict[str, Any], Any] | None:
+        """Note that an iteration was done here, if it was."""
+        if done is not None and self.window is not None:
+            self.window.ran(iteration, ends)
+        return done
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it moves or what it costs."""
         (watch, shape), self._watch = self._watch, (Next.BELOW, None)
-        self._doubtful = True  # what it left in .grad is let go before the next replay
+        self.doubt()  # what it left in .grad is let go before the next replay
         if watch is Next.MEASURE:
             cost = self._backend.measure(lambda: below(runner), self._host_s)
             self._worth.kinds[shape].costs.append(cost)
@@ -215,13 +241,21 @@ class CudaGraphStep:
                     if not error.passing:
                         self._refuse(None, str(error))
                     return False
-        self._optimizer.zero_grad()
+        if self.window is None:
+            self._optimizer.zero_grad()
         self._doubtful = False
         return True
 
     def _bind(self) -> Bound:
         average = None if self._ema is None else self._ema._term
-        binding = Binding(self._model, self._optimizer, average, skips=not self._traced)
+        binding = Binding(
+            self._model,
+            self._optimizer,
+            average,
+            adds_up=self.window is not None,
+            scaler=self._scaler,
+            skips=not self._traced,
+        )
         bound = self._bounds[id(binding)] = Bound(binding, Options(binding, self._backend))
         while len(self._bounds) > MAX_BINDINGS:
             self._forget(next(iter(self._bounds)))
@@ -244,7 +278,7 @@ class CudaGraphStep:
         return graph
 
     def _prepare(
-        self, bound: Bound, key: Any, batch: Any, tensors: Sequence[Tensor], weight: float
+        self, bound: Bound, key: Any, batch: Any, tensors: Sequence[Tensor], numbers: tuple[float, float]
     ) -> Captured | tuple[dict[str, Any], Any] | None:
         """What an iteration without a graph is: (outputs, grad_norm) of a warm-up, None for the recipe below."""
         shape = key[0]
@@ -266,14 +300,16 @@ class CudaGraphStep:
             if not self._settle() or self._now is None:
                 return None
             bound = self._now
-        bound.options.fill(weight)
+        bound.options.fill(*numbers)
         try:
+            if self.window is not None and not self._opens(self.window, bound.binding):
+                return None
             warming = bound.warming.get(key)
             if warming is None:
                 warming = bound.warming[key] = self._make(bound, key, batch)
             captured, body = warming
             if captured.num_warm_ups < WARM_UPS:
-                return self._warm_up(bound, captured, tensors)
+                return self._warm_up(bound, captured, body, key, tensors)
             self._record(bound, key, captured, body, batch)
         except (Unfit, torch.OutOfMemoryError) as error:
             bound.warming.pop(key, None)
@@ -299,7 +335,10 @@ class CudaGraphStep:
             kind.looked = True
             if moved := look(binding, batch, self._step):
                 raise Unfit(moved[0])
-        terms = Terms(self._max_norm, key[1], exchange=self._exchange)
+        window = None
+        if self.window is not None:
+            window = CapturedWindow(options.tensor[FACTOR], [sums.detach() for sums in binding.sums], key[2])
+        terms = Terms(self._max_norm, key[1], _scale_of(binding), window, self._exchange)
         body: Body
         if self._traced:
             body = TracedBody(binding, options, self._step, terms, batch)
@@ -307,7 +346,15 @@ class CudaGraphStep:
             body = EagerBody(binding, options, self._step, terms)
         return Captured(self._backend, body, binding, options, batch, _plain_tensors(self._model)), body
 
-    def _warm_up(self, bound: Bound, captured: Captured, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
+    def _opens(self, window: Window, binding: Binding) -> bool:
+        """Let gradients add up where a graph finds them: of all parameters that were updated before."""
+        names = [e.name for e in binding.trained if e.state or not binding.rules[e.group].keys]
+        window.expect(frozenset(names))
+        return window.bind(binding)
+
+    def _warm_up(
+        self, bound: Bound, captured: Captured, body: Body, key: Any, tensors: Sequence[Tensor]
+    ) -> tuple[dict[str, Any], Any]:
         """An iteration by the operations to be captured. Where they fail, the generators and buffers are put back."""
         draws = Draws(self._backend, generators_of(self._model, self._backend.device))
         state = draws.now()
@@ -322,7 +369,13 @@ class CudaGraphStep:
             if isinstance(error, (Unfit, torch.OutOfMemoryError)):
                 raise
             raise Unfit(f"the step raised {type(error).__name__}: {_line(error)}") from error
-        bound.binding.done()
+        bound.binding.done(key[2])
+        try:
+            if self.window is not None:
+                self.window.expect(body.has_grads)
+        except Unfit as error:  # the iteration is done all the same
+            del bound.warming[key]
+            self._refuse(key[0], str(error))
         return done
 
     def _record(self, bound: Bound, key: Any, captured: Captured, body: Body, batch: Any) -> None:
@@ -331,7 +384,7 @@ class CudaGraphStep:
         self.num_captures += 1
         self._together(lambda: self._capture(captured, draws))
         sample = self._worth.batches.sample(key[0])
-        step, terms = self._step, (self._max_norm, key[1], self._exchange)
+        step, terms = self._step, (self._max_norm, key[1], self._exchange, key[2])
         try:
             for each in [batch] if sample is None else [sample, batch]:
                 args = draws, bound.binding, bound.options, captured, body.has_grads, each, step, terms
@@ -379,6 +432,15 @@ class CudaGraphStep:
         if why not in self._refused.values():
             self._warn(f"no CUDA graph of the step: {why}. It runs on the recipe below.")
         self._refused[shape] = why
+
+
+def _scale_of(binding: Binding) -> LossScale | None:
+    """The loss scale among the tensors of a binding."""
+    if binding.scale is None or binding.scale_rule is None:
+        return None
+    scale, growth = binding.static[binding.scale : binding.scale + 2]
+    rule = binding.scale_rule
+    return LossScale(scale, growth, rule.growth, rule.backoff, rule.interval, rule.fixed)
 
 
 def generators_of(model: nn.Module, device: torch.device) -> list[torch.Generator]:

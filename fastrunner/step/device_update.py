@@ -3,7 +3,8 @@
 A replay runs what was recorded, so that an option that changes has to lie on the device. ``options`` holds them as the
 param groups have them, float64:
 
-    options = weight of the newest parameters in the averages | lr, momentum or beta1, weight_decay of each group
+    options = weight of the newest parameters in the averages | what the loss is divided by where gradients add up
+              | lr, momentum or beta1, weight_decay of each group
 
 and what Adam makes of them (terms.py has the formulas) comes from its step counter there. The same results as
 ``terms.py`` to rounding: each operation here is one launch for up to some hundred tensors.
@@ -21,8 +22,9 @@ from torch import Tensor
 from .binding import Binding, Trained
 from .terms import AdamRule, Rule, SgdRule, clip_coefficient
 from .torch_private import Unfit
+from .verify import PROBE
 
-AVERAGE, FIRST, EACH = 0, 1, 3  # places in ``options``: the average's weight, the first group, entries of a group
+AVERAGE, FACTOR, FIRST, EACH = 0, 1, 2, 3  # places in ``options``; the first group's, and entries of a group
 _READ = {SgdRule: itemgetter("lr", "momentum", "weight_decay"), AdamRule: itemgetter("lr", "betas", "weight_decay")}
 
 
@@ -42,9 +44,9 @@ class Options:
         self.tensor: Tensor = backend.static(torch.zeros(FIRST + EACH * len(binding.rules), dtype=torch.float64))
         self._sent: list[Any] = []
 
-    def fill(self, average: float) -> None:
+    def fill(self, average: float, factor: float = 1.0) -> None:
         """What the param groups say now, for the next replay. Cost: 0.3 us and 0.2 a group; a copy where it changed."""
-        now: list[Any] = [average]
+        now: list[Any] = [average, factor]
         for read, group in zip(self._read, self._groups, strict=True):
             now += read(group)
         if now != self._sent:
@@ -53,7 +55,7 @@ class Options:
 
     def probe(self, binding: Binding) -> None:
         """Options with which, from momenta of zeros, the gradients can be read off the state: see ``terms.Rule``."""
-        values: list[float] = [0.5]
+        values: list[float] = [PROBE, PROBE]
         for rule, group in zip(binding.rules, self._groups, strict=True):
             beta = group["betas"][0] if isinstance(rule, AdamRule) else group["momentum"]
             values += [0.0 if isinstance(rule, AdamRule) else rule.probe(group)[0], beta, 0.0]
@@ -109,8 +111,7 @@ class DeviceUpdate:
                 tensor.copy_(torch.where(found_inf != 0, old, tensor))
         if binding.counters is not None:
             binding.counters.add_(1 if found_inf is None else 1 - found_inf)
-        if self._averages:
-            self._average()
+        self.average()
         return None if self._max_norm is None else norm
 
     def _apply(
@@ -130,7 +131,10 @@ class DeviceUpdate:
             assert step is not None
             _adam(rule, params, grads, states, (lr, beta, weight_decay), step, dtype)
 
-    def _average(self) -> None:
+    def average(self) -> None:
+        """Take the averages, if that is part of it."""
+        if not self._averages:
+            return
         static, weight = self._binding.static, self._options[AVERAGE]
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for average, param in self._binding.average_pairs:

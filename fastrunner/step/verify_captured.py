@@ -30,7 +30,7 @@ def verify_captured(
     has_grads: frozenset[str],
     batch: Any,
     step: Any,
-    terms: tuple[float | None, bool, Any],
+    terms: tuple[float | None, bool, Any, bool],
 ) -> None:
     """Compare a replay with eager from the state at hand; nothing that training has changes.
 
@@ -38,12 +38,13 @@ def verify_captured(
         draws: generators that the iteration may draw from.
         has_grads: names of the parameters that get a gradient.
         batch: of the captured shape.
-        terms: what it clips to, whether it averages, and what ranks exchange.
+        terms: what it clips to, whether it averages, what ranks exchange, and whether it updates.
     Raises:
         Unfit: the two differ; it says in what, and by how much.
     """
-    max_norm, averages, exchange = terms
-    traced: Any = SimpleNamespace(averages=averages, has_grads=has_grads, updates=True)
+    max_norm, averages, exchange, updates = terms
+    traced: Any = SimpleNamespace(averages=averages, has_grads=has_grads, updates=updates)
+    sums = [0.1 * binding.params[each.name].detach() for each in binding.trained]
     state = draws.now()
     if exchange is not None:
         with torch.no_grad():
@@ -54,13 +55,13 @@ def verify_captured(
             return _on_copies(binding, options, captured, inputs)
 
     try:  # with several ranks all of it runs, whatever comes out: others wait in the same collectives
-        ours = candidate(binding, traced, replay, batch)
+        ours = candidate(binding, traced, replay, batch, sums)
         drawn = draws.now()
         draws.put_back(state)
-        eager = _eager(binding, batch, max_norm, step, exchange)
+        eager = _eager(binding, batch, max_norm, step, exchange, None, traced, sums)
         same = all(map(torch.equal, drawn, draws.now()))
         draws.put_back(state)
-        exact = _exact(binding, batch, max_norm, step, exchange)
+        exact = _exact(binding, batch, max_norm, step, exchange, traced, sums)
     finally:
         draws.put_back(state)
     if not same:
@@ -84,11 +85,18 @@ def _on_copies(binding: Binding, options: Options, captured: Captured, inputs: l
 
 
 def _eager(
-    binding: Binding, batch: Any, max_norm: float | None, step: Any, exchange: Any, dtype: torch.dtype | None = None
+    binding: Binding,
+    batch: Any,
+    max_norm: float | None,
+    step: Any,
+    exchange: Any,
+    dtype: torch.dtype | None,
+    traced: Any,
+    sums: Sequence[Tensor],
 ) -> Result:
     """``verify.reference``, with the gradients' mean over the ranks."""
     if exchange is None:
-        return reference(binding, batch, max_norm, step, dtype)
+        return reference(binding, batch, max_norm, step, dtype, traced=traced, sums=sums)
     result = reference(binding, batch, None, step, dtype)
     means = exchange.mean([result.grads[each.name] for each in binding.trained])
     if max_norm is not None:
@@ -99,10 +107,18 @@ def _eager(
     return result
 
 
-def _exact(binding: Binding, batch: Any, max_norm: float | None, step: Any, exchange: Any) -> Result | None:
+def _exact(
+    binding: Binding,
+    batch: Any,
+    max_norm: float | None,
+    step: Any,
+    exchange: Any,
+    traced: Any,
+    sums: Sequence[Tensor],
+) -> Result | None:
     """The step in float64; None where the model cannot be computed in it."""
     try:
-        return _eager(binding, batch, max_norm, step, exchange, torch.float64)
+        return _eager(binding, batch, max_norm, step, exchange, torch.float64, traced, sums)
     except (RuntimeError, TypeError, ValueError):  # a float32 made inside, an operation without float64
         return None
 

@@ -134,7 +134,7 @@ def test_options_are_sent_only_when_they_change():
     for lr in (0.1, 0.1, 0.2, 0.2, 0.1):
         optimizer.param_groups[0]["lr"] = lr
         options.fill(0.0)
-    assert [values[1] for values in sent] == [0.1, 0.2, 0.1]
+    assert [values[2] for values in sent] == [0.1, 0.2, 0.1]
     options.fill(0.5)
     assert sent[-1][0] == 0.5
 
