@@ -18,10 +18,21 @@ import torch.multiprocessing as mp
 from step.captured_runs import captured_of
 from step.runs import LossHook, make, state_of, train
 from step.test_cudagraph import BELOW, FIRST, Net, Steps, adamw, plain, sgd
+from step.test_window import HALF, run
 from step.zoo import ZOO, Model, vectors
 from torch.nn import functional as F
 
-from fastrunner import FusedAdamW, FusedSGD, IterBasedRunner, MMDataParallel, MMDistributedDataParallel, init_dist
+from fastrunner import (
+    Fp16OptimizerHook,
+    FusedAdamW,
+    FusedSGD,
+    GradientCumulativeFp16OptimizerHook,
+    GradientCumulativeOptimizerHook,
+    IterBasedRunner,
+    MMDataParallel,
+    MMDistributedDataParallel,
+    init_dist,
+)
 from fastrunner.step import capture
 from fastrunner.step.graph_backend import Cost, CudaBackend, shared
 
@@ -164,6 +175,24 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_device():
     assert step(batches[2], runner.iter) is not None
 
 
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda: GradientCumulativeOptimizerHook(3, grad_clip=dict(max_norm=0.5)),
+        lambda: Fp16OptimizerHook(dict(max_norm=0.5), loss_scale=dict(init_scale=256.0, growth_interval=3)),
+        lambda: GradientCumulativeFp16OptimizerHook(2, loss_scale="dynamic"),
+    ],
+    ids=["accumulation", "loss scale", "both"],
+)
+def test_windows_and_loss_scales_as_below(hook):
+    family = there(HALF)
+    ours, mine = run(family, "cudagraph", hook(), iters=40)
+    _, theirs = run(family, "eager", hook(), iters=40)
+    assert captured_of(ours).num_calls > 8, captured_of(ours).explain()
+    assert mine.losses == pytest.approx(theirs.losses, rel=1e-2)  # float16
+    assert (mine.norms is None) == (theirs.norms is None)
+
+
 def test_graphs_of_several_shapes_share_a_pool():
     family = there(replace(ZOO["resnet"], clip=None))
     sizes = [size for size in (64, 48, 32, 16) for _ in range(12)]
@@ -226,15 +255,15 @@ def test_batches_that_another_stream_brings_are_seen_whole(pinned):
         def __iter__(self):
             return batches()
 
-    def run(recipe):
+    def trained(recipe):
         torch.cuda.manual_seed(5)
         runner, losses = make(family, recipe, len(host))
         runner.run([Loader()], [("train", 1)])
         return runner, losses.losses
 
-    runner, losses = run("cudagraph")
+    runner, losses = trained("cudagraph")
     assert captured_of(runner).num_calls > 0
-    assert losses == pytest.approx(run("eager")[1], rel=1e-3)
+    assert losses == pytest.approx(trained("eager")[1], rel=1e-3)
 
 
 def test_a_capture_does_not_mind_threads_that_pin_memory():
