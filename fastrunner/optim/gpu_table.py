@@ -40,6 +40,7 @@ from .masters import KEY as MASTER
 from .memory import shared_gradients, shared_memory
 from .names import ParamGroups, State, name_of
 from .options import option
+from .tables import Table
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
@@ -155,7 +156,7 @@ class GpuTable:
             NUM_SCALARS, dtype=torch.float32, device=device
         )  # stands for the scalars where there is no norm
         self._bias = torch.zeros(max(1, len(columns)), 2, dtype=torch.float32, device=device)
-        # SGD has no step in its state. Where it matters, a buffer that exists counts as used before.
+        # SGD has no step in its state. Where it matters, a buffer that exists counts as used before; but see take_over.
         used = [0.0 if set(c.form.keys) & set(c.fresh) else 1.0 for c in columns]
         self._used = to_device(torch.tensor(used, dtype=torch.float32, device="cpu"), device)
         rows = [
@@ -171,6 +172,17 @@ class GpuTable:
         self._plan_norm()
         averages = self._plan_averages()
         self._plan_updates(averages)
+
+    def take_over(self, before: Table) -> None:
+        """How often SGD's buffers were used. They are in the state from their first step on, and only the device knows
+        whether it skipped that. (A state that was saved and loaded does not tell either: its buffers count as used.)
+        """
+        if not isinstance(before, GpuTable) or not before._counts or self._rule.has_step:
+            return
+        counted = {id(t): i for i, column in enumerate(before._columns) for t in column.states}
+        for i, column in enumerate(self._columns):
+            if column.states and not column.fresh and id(column.states[0]) in counted:
+                self._used[i].copy_(before._used[counted[id(column.states[0])]])
 
     def _chunks(self, places: Sequence[int]) -> Tensor:
         """The list of chunks of these columns, on the device."""

@@ -45,6 +45,9 @@ class Table(Protocol):
     ) -> Any:
         """As ``ParamTable.step``; on a GPU the norm is a 0-D tensor there, and nothing waits for it."""
 
+    def take_over(self, before: Table) -> None:
+        """What stands nowhere but in the table that this one replaces."""
+
 
 class ParamTable:
     """One optimizer's parameters on the CPU, as they were when this was built; ``step`` says when they no longer are.
@@ -203,6 +206,9 @@ class ParamTable:
             self._rest_ema.momentum = momentum
             self._rest_ema.update()
         return grad_norm
+
+    def take_over(self, before: Table) -> None:
+        """Nothing: all of it stands in the optimizer's state."""
 
 
 def _fitted(key: str, param: Tensor, slot: dict[str, Any], name: str) -> tuple[Tensor, str | None]:

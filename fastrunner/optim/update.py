@@ -93,6 +93,8 @@ class Update:
         self.table = None
         with torch.no_grad():
             self.table = self._make_table(param_groups, state, ema)
+            if table is not None:
+                self.table.take_over(table)
         return self.table.step(param_groups, state, **request)
 
     def _make_table(self, param_groups: ParamGroups, state: State, ema: EmaTerm | None) -> Table:

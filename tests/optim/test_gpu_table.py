@@ -185,6 +185,25 @@ def test_a_step_that_is_not_finite_changes_nothing(ours: Make, theirs: Make, opt
             torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_skipped_first_step_stays_the_first_for_a_rebuilt_table() -> None:
+    """With dampening the first step writes the gradient itself into the buffer; (1 - dampening) of it later on."""
+    both = Both(FusedSGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, dampening=0.5), skip_nonfinite=True)
+    for number, bad in enumerate((True, False, True, False)):
+        without = (4,) if number < 2 else ()  # its first gradient has the table built anew, in a skipped step
+        both.gradients(without=without)
+        if number == 1:  # a moved parameter, too
+            both.ours[2].data = both.ours[2].detach().clone()
+        if bad:
+            both.ours[3].grad[5] = math.inf
+        else:
+            both.torch.step()
+        table = both.fused._update.table if both.fused._update else None
+        both.fused.step()
+        assert (both.fused._update.table is table) == (number == 3)
+        for p, q in zip(both.ours, both.theirs, strict=True):
+            torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_averages_of_every_parameter(zero: bool) -> None:
     """Frozen ones, ones without a gradient, ones that no optimizer has, and ones that the kernels do not take."""
