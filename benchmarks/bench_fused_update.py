@@ -7,7 +7,7 @@
 Floor (limit): a bare stream that reads the gradients, and a bare stream with the update's mix of reads and writes,
 compiled here for this CPU and run on the same memory in the same rounds. Peers: torch.optim with fused=True behind
 torch.nn.utils.clip_grad_norm_, with _foreach_lerp_ for the average and zero_grad(set_to_none=True); DeepSpeed's CPUAdam
-where it installs. fastrunner writes clipped gradients back only in the rows that say so, torch always.
+where it is installed (below). fastrunner writes clipped gradients back only in the rows that say so, torch always.
 Bars on the CPU, medians: of torch's on ResNet-50 sgd 0.80, adamw 0.80 on 1 thread and 0.70 on 2, composite 0.70 and
 0.62, and each within 90 % of the limit, smallest against smallest; on 160 small tensors composite 0.05 of torch's; on
 5,000 each 0.2 us a tensor.
@@ -16,6 +16,11 @@ Gate: tests/optim must be green first.
 Gradients come from a backward pass before each sample, outside of the clock, as in training: other addresses each time,
 and tensors that Python has not seen. The loss stays alive, as a runner's outputs do. Cases take turns. Python's garbage
 collector waits: walking through all objects before a sample would leave none of the optimizer's in the cache.
+
+DeepSpeed, without the packages that only its other parts need, in an environment that may be thrown away; its first
+use compiles for minutes:
+    pip install --no-deps deepspeed hjson py-cpuinfo msgpack psutil einops pydantic pydantic-core annotated-types \
+        typing-inspection tqdm ninja && export PATH=$VIRTUAL_ENV/bin:$PATH
 
 --device cuda: fused_update_cuda.py.
 """

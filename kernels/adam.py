@@ -29,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .chunks import LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
-from .ema import averaged, ema_chunk
+from .ema import ema_chunk
 from .prepare import options_at
-from .update import Kind, Rows
+from .update import Kind, Rows, gradient_block, is_updated, store_block, weights_of_average
 
 
 def adam_reference(
@@ -81,14 +81,7 @@ def _adam_block(
     p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, e_ptr, low_ptr = pointers
     step_size, denom_bias, decay, beta1, keep1, beta2, keep2, eps, clip_coef, ema_momentum, ema_keep = numbers
     p = current(p_ptr, low_ptr, i, mask, MASTER)
-    g = tl.load(g_ptr + i, mask=mask).to(tl.float32)
-    if CLIP:
-        g = g * clip_coef
-        if WRITE_BACK:  # noqa: SIM102 - this one is decided by the compiler
-            if clip_coef != 1.0:  # NaN too
-                tl.store(g_ptr + i, g.to(g_ptr.dtype.element_ty), mask=mask)
-    if MAXIMIZE:
-        g = -g
+    g = gradient_block(g_ptr, i, mask, clip_coef, CLIP, WRITE_BACK, MAXIMIZE)
     if DECOUPLED:
         p = p * decay
     else:
@@ -103,12 +96,7 @@ def _adam_block(
         tl.store(x_ptr + i, v.to(x_ptr.dtype.element_ty), mask=mask)
     denom = tl.div_rn(tl.sqrt_rn(v), denom_bias) + eps
     p = p - step_size * tl.div_rn(m, denom)
-    tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
-    if MASTER:
-        tl.store(low_ptr + i, p.to(low_ptr.dtype.element_ty), mask=mask)
-    if EMA:
-        average = tl.load(e_ptr + i, mask=mask).to(tl.float32)
-        tl.store(e_ptr + i, averaged(average, p, ema_momentum, ema_keep).to(e_ptr.dtype.element_ty), mask=mask)
+    store_block(p, p_ptr, low_ptr, e_ptr, i, mask, ema_momentum, ema_keep, MASTER, EMA)
 
 
 @triton.jit
@@ -145,16 +133,11 @@ def _adam_kernel(
     decay = weight_decay.to(tl.float32)
     if DECOUPLED:
         decay = (1.0 - tl.load(options) * weight_decay).to(tl.float32)
-    weight = tl.load(values + 1)
-    ema_momentum, ema_keep = weight.to(tl.float32), (1.0 - weight).to(tl.float32)
-    acts = tl.load(grads + tensor) != 0
-    if SKIP:
-        acts = acts & (tl.load(scalars + 2) == 0.0)
-
+    ema_momentum, ema_keep = weights_of_average(values)
     p_at = address_at(parameters, tensor, first, P)
     e_at = address_at(averages, tensor, first, E) if EMA else p_at
     low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
-    if acts:
+    if is_updated(grads, scalars, tensor, SKIP):
         # fmt: off
         numbers = (
             tl.load(bias + 2 * tensor), tl.load(bias + 2 * tensor + 1), decay,

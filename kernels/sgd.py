@@ -21,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .chunks import LAUNCH, TAIL, address_at, aligned, chunk_at, current, elements, vectorised
-from .ema import averaged, ema_chunk
+from .ema import ema_chunk
 from .prepare import options_at
-from .update import Kind, Rows
+from .update import Kind, Rows, gradient_block, is_updated, store_block, weights_of_average
 
 
 def sgd_reference(
@@ -66,14 +66,7 @@ def _sgd_block(
     p_ptr, g_ptr, m_ptr, e_ptr, low_ptr = pointers
     lr, weight_decay, momentum, undamped, is_first, clip_coef, ema_momentum, ema_keep = numbers
     p = current(p_ptr, low_ptr, i, mask, MASTER)
-    d = tl.load(g_ptr + i, mask=mask).to(tl.float32)
-    if CLIP:
-        d = d * clip_coef
-        if WRITE_BACK:  # noqa: SIM102 - this one is decided by the compiler
-            if clip_coef != 1.0:  # NaN too
-                tl.store(g_ptr + i, d.to(g_ptr.dtype.element_ty), mask=mask)
-    if MAXIMIZE:
-        d = -d
+    d = gradient_block(g_ptr, i, mask, clip_coef, CLIP, WRITE_BACK, MAXIMIZE)
     d = tl.where(weight_decay != 0.0, d + weight_decay * p, d)  # a select: 0 * inf would be NaN
     if MOMENTUM:
         m = tl.load(m_ptr + i, mask=mask).to(tl.float32)
@@ -81,12 +74,7 @@ def _sgd_block(
         tl.store(m_ptr + i, m.to(m_ptr.dtype.element_ty), mask=mask)
         d = d + momentum * m if NESTEROV else m
     p = p - lr * d
-    tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
-    if MASTER:
-        tl.store(low_ptr + i, p.to(low_ptr.dtype.element_ty), mask=mask)
-    if EMA:
-        average = tl.load(e_ptr + i, mask=mask).to(tl.float32)
-        tl.store(e_ptr + i, averaged(average, p, ema_momentum, ema_keep).to(e_ptr.dtype.element_ty), mask=mask)
+    store_block(p, p_ptr, low_ptr, e_ptr, i, mask, ema_momentum, ema_keep, MASTER, EMA)
 
 
 @triton.jit
@@ -120,20 +108,15 @@ def _sgd_kernel(
     options = options_at(values, group)
     lr, weight_decay = tl.load(options).to(tl.float32), tl.load(options + 1).to(tl.float32)
     momentum, undamped = tl.load(options + 2).to(tl.float32), (1.0 - tl.load(options + 3)).to(tl.float32)
-    weight = tl.load(values + 1)
-    ema_momentum, ema_keep = weight.to(tl.float32), (1.0 - weight).to(tl.float32)
+    ema_momentum, ema_keep = weights_of_average(values)
     clip_coef = tl.load(scalars + 1)
     is_first = lr != lr  # False, unless FIRST
     if FIRST:
         is_first = tl.load(tl.load(counts + tensor).to(tl.pointer_type(tl.float32))) == 1.0
-    acts = tl.load(grads + tensor) != 0
-    if SKIP:
-        acts = acts & (tl.load(scalars + 2) == 0.0)
-
     p_at = address_at(parameters, tensor, first, P)
     e_at = address_at(averages, tensor, first, E) if EMA else p_at
     low_at = address_at(lows, tensor, first, LOW) if MASTER else p_at
-    if acts:
+    if is_updated(grads, scalars, tensor, SKIP):
         numbers = (lr, weight_decay, momentum, undamped, is_first, clip_coef, ema_momentum, ema_keep)
         g_at = address_at(grads, tensor, first, G)
         m_at = address_at(buffers, tensor, first, S) if MOMENTUM else p_at

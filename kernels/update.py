@@ -1,4 +1,4 @@
-"""What the update kernels share: roles of tensors, and what a launch is compiled for."""
+"""What the update kernels share: roles of tensors, what a launch is compiled for, and what surrounds each formula."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from .chunks import DTYPES, block_for
+from .ema import averaged
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,44 @@ class Kind:
 
 def _dtype(dtype: torch.dtype | None) -> tl.dtype:
     return tl.float32 if dtype is None else DTYPES[dtype]
+
+
+@triton.jit
+def weights_of_average(values):
+    """(momentum, 1 - momentum), each rounded once."""
+    weight = tl.load(values + 1)
+    return weight.to(tl.float32), (1.0 - weight).to(tl.float32)
+
+
+@triton.jit
+def is_updated(grads, scalars, tensor, SKIP: tl.constexpr):
+    """Whether a tensor has a gradient, and this step is not to be skipped."""
+    acts = tl.load(grads + tensor) != 0
+    if SKIP:
+        acts = acts & (tl.load(scalars + 2) == 0.0)
+    return acts
+
+
+@triton.jit
+def gradient_block(g_ptr, i, mask, clip_coef, CLIP: tl.constexpr, WRITE_BACK: tl.constexpr, MAXIMIZE: tl.constexpr):
+    """A block of gradients in float32, clipped; stored so, where the caller wants that and clipping bites."""
+    g = tl.load(g_ptr + i, mask=mask).to(tl.float32)
+    if CLIP:
+        g = g * clip_coef
+        if WRITE_BACK:  # noqa: SIM102 - this one is decided by the compiler
+            if clip_coef != 1.0:  # NaN too
+                tl.store(g_ptr + i, g.to(g_ptr.dtype.element_ty), mask=mask)
+    if MAXIMIZE:
+        g = -g
+    return g
+
+
+@triton.jit
+def store_block(p, p_ptr, low_ptr, e_ptr, i, mask, ema_momentum, ema_keep, MASTER: tl.constexpr, EMA: tl.constexpr):
+    """A block of updated parameters, rounded ones beside masters, and their average."""
+    tl.store(p_ptr + i, p.to(p_ptr.dtype.element_ty), mask=mask)
+    if MASTER:
+        tl.store(low_ptr + i, p.to(low_ptr.dtype.element_ty), mask=mask)
+    if EMA:
+        average = tl.load(e_ptr + i, mask=mask).to(tl.float32)
+        tl.store(e_ptr + i, averaged(average, p, ema_momentum, ema_keep).to(e_ptr.dtype.element_ty), mask=mask)
