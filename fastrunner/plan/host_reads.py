@@ -9,8 +9,8 @@ from __future__ import annotations
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,25 @@ READERS |= {"equal", "allclose", "__contains__", "__array__", "__repr__", "__for
 READERS |= {"__bool__", "__int__", "__float__", "__index__", "__complex__"}
 _OURS = ("fastrunner", "torch")
 LOG, INSIDE = "a log that was due", "inside torch or fastrunner"
+
+
+_watches: list[tuple[Any, Any]] = []  # the modes of those that are under way, the newest last
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Within: the reads of the iteration under watch are not its own. A recipe is being made, which reads a lot."""
+    if not _watches:
+        yield
+        return
+    functions, operators = _watches[-1]
+    operators.__exit__(None, None, None)
+    functions.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        functions.__enter__()
+        operators.__enter__()
 
 
 class HostReads:
@@ -51,7 +70,9 @@ class HostReads:
         """Run one iteration under watch."""
         with ExitStack() as stack:
             functions = stack.enter_context(_Functions(self))
-            stack.enter_context(_Operators(self, functions))
+            operators = stack.enter_context(_Operators(self, functions))
+            _watches.append((functions, operators))
+            stack.callback(_watches.pop)
             iteration(runner)
         self.left -= 1
         self.watched += 1

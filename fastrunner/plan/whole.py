@@ -40,7 +40,7 @@ def make_whole(
             plan.write_policies(runner)
         waited = clock() - timer.t
         done = None
-        if runner._iter + 1 != runner._max_iters and not (seen_end and ends_epoch(runner)):
+        if runner._iter + 1 != runner._length and not (seen_end and ends_epoch(runner)):
             if window is None:
                 done = step(runner.data_batch, runner._iter)
             else:

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..plan.host_reads import unwatched
 from .auto import Beside
 from .batches import Batches
 from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
-from .torch_private import Unfit, compile_graph, missing
+from .torch_private import Unfit, compile_graph, missing, tensor_guard
 from .trace import Traced, trace_step
 from .verify import look, verify
 from .window import Window
@@ -39,6 +40,33 @@ class Compiled:
     build: Callable[[Sequence[Any]], dict[str, Any]]
     clips: bool
     updates: bool = True
+
+
+class Prepared:
+    """A graph with all that its next call needs: an iteration like the one before looks no further.
+
+    Args:
+        batch: the next ones are like it.
+        plain: it is a dict or sequence of tensors; others are looked at each time.
+        averages, ends: what the graph was made for besides.
+    """
+
+    __slots__ = ("averages", "check", "clips", "ends", "graph", "kind", "names", "size", "static")
+
+    def __init__(self, graph: Compiled, binding: Binding, batch: Any, plain: bool, averages: bool, ends: bool) -> None:
+        self.graph, self.static, self.averages, self.ends = graph, binding.static, averages, ends
+        self.kind, self.size = type(batch), len(batch) if plain else 0
+        self.names = [*batch] if self.kind is dict else None
+        self.check = tensor_guard([*batch.values()] if self.kind is dict else batch) if plain else None
+
+    def tensors(self, batch: Any, averages: bool, ends: bool) -> Any:
+        """The tensors of a batch; None where it has to be looked at."""
+        check = self.check
+        if check is None or type(batch) is not self.kind or averages is not self.averages or ends is not self.ends:
+            return None
+        if self.names is None:
+            return batch if len(batch) == self.size and check(*batch) else None
+        return batch.values() if [*batch] == self.names and check(*batch.values()) else None
 
 
 class GraphStep:
@@ -77,6 +105,7 @@ class GraphStep:
         self._graphs: OrderedDict[Any, Compiled] = OrderedDict()
         self._ready: dict[Any, Compiled] = {}  # those that fit the binding, by batch
         self._binding: Binding | None = None
+        self._last: Prepared | None = None  # the graph that ran
         self._doubtful = True
         self._batches = Batches()
         self._unsure: dict[Any, tuple[Any, Compiled, Traced]] = {}  # verified on one batch only, after a resume
@@ -110,13 +139,36 @@ class GraphStep:
             ends: the iteration ends in an update.
             factor: what the loss is divided by, where gradients add up.
         """
+        average = None if self._ema is None else self._ema.average_at(iteration)
+        averages, call = average is not None, self._last
+        tensors = None if call is None or self._doubtful else call.tensors(batch, averages, ends)
+        if tensors is None:
+            with unwatched():
+                call = self._find(batch, averages, ends)
+            if call is None:
+                return None
+            tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        assert call is not None
+        binding, graph = self._binding, call.graph
+        assert binding is not None
+        if self.window is not None and not self.window.bind(binding):
+            return None
+        binding.fill(None if average is None else average.momentum, factor)
+        values = graph.run([*call.static, *tensors])
+        binding.done(ends)
+        if self.window is not None:
+            self.window.ran(iteration, ends)
+        self.num_calls += 1
+        return graph.build(values), values[-1] if graph.clips else None
+
+    def _find(self, batch: Any, averages: bool, ends: bool) -> Prepared | None:
+        """A graph for this batch that is there, or is made now; None: the recipe below has to."""
         if None in self._refused:
             return None
-        average = None if self._ema is None else self._ema.average_at(iteration)
         shape = quick_key(batch)
-        quick = shape is not None
+        plain = shape is not None
         try:
-            key = (shape if quick else batch_key(batch), average is not None, ends)
+            key = (shape if plain else batch_key(batch), averages, ends)
         except TypeError as error:
             self._refuse(None, str(error))
             return None
@@ -129,21 +181,11 @@ class GraphStep:
             graph = self._prepare(key, batch)
             if graph is None:
                 return None
-        binding = self._binding
-        assert binding is not None
-        if self.window is not None and not self.window.bind(binding):
-            return None
-        if not quick:
-            tensors: Any = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        else:
-            tensors = batch.values() if type(batch) is dict else batch
-        binding.fill(None if average is None else average.momentum, factor)
-        values = graph.run([*binding.static, *tensors])
-        binding.done(ends)
-        if self.window is not None:
-            self.window.ran(iteration, ends)
-        self.num_calls += 1
-        return graph.build(values), values[-1] if graph.clips else None
+        assert self._binding is not None
+        last = self._last
+        if last is None or last.graph is not graph or last.static is not self._binding.static:
+            last = self._last = Prepared(graph, self._binding, batch, plain, averages, ends)
+        return last
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it would not see."""
@@ -292,6 +334,7 @@ class GraphStep:
         if lacks := missing():
             raise Unfit(lacks)
         self._binding = binding = self._bind()
+        self._last = None
         self._ready.clear()
         for (around, other), graph in self._graphs.items():
             if around == binding.key:
@@ -351,3 +394,4 @@ class GraphStep:
         if why not in self._refused.values():
             self._warn(f"no graph of the step: {why}. It runs on the recipe below.")
         self._refused[key] = why
+        self._last = None

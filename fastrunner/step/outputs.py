@@ -51,6 +51,9 @@ class Outputs:
         """A function that makes the dict of what the graph returned (``flat``'s values, in its order)."""
         names, num, end = self.log_names, self.num_samples, 2 + len(self.log_names)
         if self._plain and self._order[:2] == ("loss", "log_vars"):
+            if len(names) == 1:
+                (name,) = names
+                return lambda values: {"loss": values[0], "log_vars": {name: values[2]}, "num_samples": num}
 
             def plain(values: Sequence[Any]) -> dict[str, Any]:
                 return {"loss": values[0], "log_vars": dict(zip(names, values[2:end], strict=True)), "num_samples": num}

@@ -112,6 +112,22 @@ def compile_graph(graph: GraphModule, args: Sequence[Tensor]) -> tuple[Callable[
     return (lambda inputs: whole(*inputs)), False
 
 
+def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """A function that says whether others have the same types, shapes, strides, dtypes, devices and requires_grad.
+
+    It may say no where they have. None where this torch has no such function. Cost: 0.2 us, and 0.1 a tensor.
+    """
+    try:
+        from torch._C._dynamo.guards import TensorGuards  # what compiled functions of torch are guarded with
+
+        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    except (ImportError, TypeError):
+        return None
+    check: Callable[..., bool] = guards.check
+    return check
+
+
 def graph_bytes(graph: GraphModule) -> bytes:
     """A traced graph for another process; ``graph_of_bytes`` reads it there."""
     from torch.fx._graph_pickler import GraphPickler, Options

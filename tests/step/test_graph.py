@@ -334,6 +334,17 @@ def test_recipes_can_take_turns(optimizer):
         assert torch.equal(state_of(runner)[key], value)
 
 
+def test_a_watch_for_host_reads_costs_no_graph_and_counts_the_steps_own_only():
+    lifts = replace(ZOO["mlp"], model=lambda: Model(nn.Sequential(nn.Linear(16, 10)), lifts=True))
+    runner, _ = make(lifts, "graph", 14)
+    assert "next 10 iterations will be watched" in runner.explain()
+    runner.run([[vectors(i) for i in range(4)]], [("train", 1)])
+    assert graph_of(runner).num_calls == 12
+    (line,) = runner.host_reads.report()  # the first iteration reads, graphs do not
+    assert "zoo.py" in line
+    assert "0.1 an iteration" in line
+
+
 def test_a_stale_autograd_graph_fails_as_in_torch():
     kept = []
     runner, _ = make(MLP, "graph", 8, hooks=[Acts(lambda r: kept.append(r.model.body(vectors(9)["x"]).sum()), 3)])
