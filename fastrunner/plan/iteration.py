@@ -58,12 +58,18 @@ class Terms:
             return False
         return (hook.grad_clip is None or self.folds_clip) and (self.ema is None or fused)
 
-    def fits_graph(self, runner: BaseRunner) -> bool:
-        """Whether an iteration of these terms can be one graph, as far as hooks are concerned."""
+    def refuse_graph(self, runner: BaseRunner) -> str | None:
+        """Why an iteration of these terms cannot be one graph; None if it can, as far as hooks are concerned."""
         hook = self.optimizer_hook
-        if hook is None or self.timer is None or runner.batch_processor is not None:
-            return False
-        return hook.grad_clip is None or hook.clips_by_norm()
+        if runner.batch_processor is not None:
+            return "a batch_processor does the step"
+        if isinstance(runner.optimizer, dict):
+            return "the model steps several optimizers itself"
+        if hook is None:
+            return "no optimizer hook is lowered: the model steps its optimizer itself, or see what was not lowered"
+        if self.timer is None:
+            return "the timer is not lowered"
+        return None if hook.grad_clip is None or hook.clips_by_norm() else f"only an L2 norm is in graphs, not {hook.grad_clip}"  # fmt: skip # noqa: E501
 
     def for_graph(self, runner: BaseRunner) -> tuple[float | None, EMAHook | None, Any, Any]:
         """What a graph contains besides the model's step: what it clips to, the average, accumulation, loss scale."""

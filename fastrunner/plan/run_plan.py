@@ -63,7 +63,12 @@ class RunPlan(HookPlan):
         self._users_acted = False  # in the iteration before: they may have written to the lr
         self._basis = self._fold_basis(runner)
         self._made: dict[tuple[int, ...], Call] = {}
-        self.graph = runner.step.graph(*self.terms.for_graph(runner)) if self.terms.fits_graph(runner) else None
+        why = self.plain or self.terms.refuse_graph(runner)
+        self.graph = runner.step.graph(*self.terms.for_graph(runner)) if why is None else None
+        noisy = next((hook for hook in self._due.always if not is_ours(hook)), None)
+        if noisy is not None and why is None:
+            why = f"{type(noisy).__name__} is called at every iteration, and may look for gradients"
+        runner.step.note_hooks(why)
         self._doubt()
         self._writing = self._silent = self.quiet = self._iteration(runner, ())
         if self.graph is None and self.terms.is_whole(runner) and not self._due.always:

@@ -66,6 +66,12 @@ class Step:
         """Whether this was made for exactly these."""
         return self._made_for[0] is model and self._made_for[1] is optimizer
 
+    def note_hooks(self, why: str | None) -> None:
+        """Why hooks, or who owns the optimizers, leave no iteration to graphs; None: they do leave some."""
+        self.reasons.pop("a graph", None)
+        if why is not None and self.config.recipe not in ("eager", "fused", "compile"):
+            self.reasons["a graph"] = why
+
     @property
     def takes_windows(self) -> bool:
         """Whether the recipe has graphs that accumulation and a loss scale can be part of."""

@@ -12,7 +12,7 @@ from step.zoo import ZOO, Model, vectors
 from torch import nn
 from torch.nn import functional as F
 
-from fastrunner import FusedSGD, MMDistributedDataParallel
+from fastrunner import FusedSGD, Hook, IterBasedRunner, MMDistributedDataParallel
 
 MLP = ZOO["mlp"]
 
@@ -143,3 +143,49 @@ def test_a_sparse_gradient_is_refused():
         return torch.optim.SGD(params, lr=0.1)
 
     refused(replace(MLP, model=Bag, clip=None, optimizer=optimizer), says="layer.weight has a sparse gradient")
+
+
+class TwoOptimizers(nn.Module):
+    """A GAN in small: it steps its optimizers itself, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker, self.judge = nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def train_step(self, batch, optimizer=None, **kwargs):
+        made = self.maker(batch["x"])
+        judged = F.softplus(-self.judge(batch["x"])).mean() + F.softplus(self.judge(made.detach())).mean()
+        optimizer["judge"].zero_grad()
+        judged.backward()
+        optimizer["judge"].step()
+        fooled = F.softplus(-self.judge(made)).mean()
+        optimizer["maker"].zero_grad()
+        fooled.backward()
+        optimizer["maker"].step()
+        return dict(loss=fooled, log_vars=dict(loss=fooled.detach(), judged=judged.detach()), num_samples=8)
+
+
+def test_two_optimizers_stay_below_and_say_so():
+    def run(recipe):
+        torch.manual_seed(0)
+        model = TwoOptimizers()
+        optimizers = {name: torch.optim.Adam(getattr(model, name).parameters(), lr=1e-2) for name in ("maker", "judge")}
+        runner = IterBasedRunner(model, optimizer=optimizers, max_iters=8, step=recipe, work_dir="out")
+        runner.register_training_hooks(dict(policy="fixed"), None)
+        runner.run([[vectors(i) for i in range(4)]], [("train", 1)])
+        return runner
+
+    runner = run("graph")
+    assert any("not a graph: the model steps several optimizers itself" in line for line in runner.step.explain())
+    for ours, eager in zip(runner.model.parameters(), run("eager").model.parameters(), strict=True):
+        assert torch.equal(ours, eager)
+
+
+def test_a_hook_that_is_always_called_is_named():
+    class Always(Hook):
+        def after_train_iter(self, runner):
+            pass
+
+    runner, _ = make(MLP, "graph", 4, hooks=[Always()])
+    runner.run([[vectors(i) for i in range(4)]], [("train", 1)])
+    assert any("Always is called at every iteration" in line for line in runner.step.explain())
