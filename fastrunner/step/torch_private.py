@@ -120,7 +120,8 @@ def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     try:
         from torch._C._dynamo.guards import TensorGuards  # what compiled functions of torch are guarded with
 
-        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+        sizes: Any = [list(t.shape) for t in tensors]
+        strides: Any = [list(t.stride()) for t in tensors]
         guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
     except (ImportError, TypeError):
         return None

@@ -12,7 +12,7 @@ from torch.utils import checkpoint as checkpoint_home
 from torch.utils.checkpoint import checkpoint
 
 from fastrunner.step import torch_private
-from fastrunner.step.torch_private import Unfit, missing, swapped, trace
+from fastrunner.step.torch_private import Unfit, missing, swapped, tensor_guard, trace
 
 
 def traced(body, *args):
@@ -101,3 +101,20 @@ def test_each_node_knows_the_line_it_came_from():
     (node,) = (node for node in traced(body, torch.ones(3)).graph.nodes if node.op == "call_function")
     assert "test_torch_private.py" in node.stack_trace
     assert "x.sin()" in node.stack_trace
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.ones(2, 4),
+        torch.ones(3, 2).t(),
+        torch.ones(2, 3, dtype=torch.float64),
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(2, 3, device="meta"),
+        nn.Parameter(torch.ones(2, 3), requires_grad=False),
+    ],
+)
+def test_a_guard_tells_other_tensors(other):
+    guard = tensor_guard([torch.ones(2, 3), torch.ones(2)])
+    assert guard(torch.zeros(2, 3), torch.zeros(2))
+    assert not guard(other, torch.zeros(2))
