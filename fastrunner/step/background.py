@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .torch_private import compile_graph, graph_bytes, graph_of_bytes
+from .aot_cache import apply_settings, put, settings
+from .torch_private import Unfit, compile_ahead, compile_graph, graph_bytes, graph_of_bytes
 
 TIMEOUT_S = 1800.0
 
@@ -35,12 +36,15 @@ class Job:
         graph: what to compile.
         args: example inputs; only their shapes, strides, dtypes travel.
         timeout_s: after it the process is ended.
+        ahead: make a library, and keep it in ``aot_cache`` under this key, instead of leaving inductor's own result.
     Raises:
         OSError: no room for the file that hands the graph over.
         Exception: the graph cannot be handed over.
     """
 
-    def __init__(self, graph: GraphModule, args: Sequence[Tensor], timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, graph: GraphModule, args: Sequence[Tensor], timeout_s: float = TIMEOUT_S, ahead: str | None = None
+    ) -> None:
         self._until = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         folder = tempfile.mkdtemp(prefix="fastrunner-compile-")
@@ -48,7 +52,8 @@ class Job:
         order = {
             "graph": graph_bytes(graph),
             "args": [(tuple(a.shape), a.stride(), a.dtype) for a in args],
-            "threads": torch.get_num_threads(),  # compiled code is made for a number of threads
+            "settings": settings(),
+            "ahead": ahead,
         }
         path = Path(folder) / "order.pkl"
         try:
@@ -97,9 +102,16 @@ def main(path: str) -> None:
     os.nice(19)
     with open(path, "rb") as file:
         order = pickle.load(file)
-    torch.set_num_threads(order["threads"])
+    apply_settings(order["settings"])
     args = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order["args"]]
-    compile_graph(graph_of_bytes(order["graph"]), args)
+    graph = graph_of_bytes(order["graph"])
+    if order["ahead"] is None:
+        compile_graph(graph, args)
+        return
+    try:
+        put(order["ahead"], compile_ahead(graph, args, Path(path).parent))
+    except Unfit as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

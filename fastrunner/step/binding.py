@@ -61,6 +61,7 @@ class Binding:
         sums: one a trained parameter, where gradients add up.
         scale: number of the loss scale in the flat list, behind it its counter; None where there is none.
         row: float64; what may change from step to step.
+        written: what autograd has to know of as written to: parameters and buffers.
         key: what a graph is made for besides the batch; graphs of equal keys can be called with ``static``.
     """
 
@@ -108,7 +109,7 @@ class Binding:
         self.scale = self._num_before_scale() if scaler is not None else None
         self.static = [tensor.detach() for tensor in self.tensors]
         self.average_pairs = self._average_pairs()
-        self._written = [*self.params.values(), *self.buffers.values()]
+        self.written = [*self.params.values(), *self.buffers.values()]
         self._modes = [(module, module.training) for module in model.modules()]
         self._tables = [
             (table, name, tensor)
@@ -198,7 +199,7 @@ class Binding:
         """A graph has written into the tensors: autograd's saved copies of them are void, as after torch's own step."""
         if updates:
             self.steps += 1
-        torch.autograd.graph.increment_version(self._written if updates else list(self.buffers.values()))
+        torch.autograd.graph.increment_version(self.written if updates else list(self.buffers.values()))
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """(parameters, buffers, all of ``static``) of a flat list."""

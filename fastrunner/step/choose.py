@@ -75,7 +75,7 @@ class Step:
     @property
     def takes_windows(self) -> bool:
         """Whether the recipe has graphs that accumulation and a loss scale can be part of."""
-        return self.config.recipe in ("graph", "auto", "cudagraph")
+        return self.config.recipe in ("graph", "aot", "auto", "cudagraph")
 
     def graph(
         self, max_norm: float | None, ema: Any, adds_up: Any = None, scaler: Any = None
@@ -92,7 +92,10 @@ class Step:
         key = (max_norm, id(ema), id(adds_up), id(scaler))
         if key not in self._graphs:
             beside = Beside() if self.config.recipe == "auto" else None
-            graph = self._graphs[key] = GraphStep(
+            kind: type[GraphStep] = GraphStep
+            if self.config.recipe == "aot":
+                from .aot import AotGraphStep as kind
+            graph = self._graphs[key] = kind(
                 model, self.model.train_step, optimizer, self._warn, max_norm, ema, beside, adds_up, scaler
             )
             graph.load_state_dict(self._resumed)

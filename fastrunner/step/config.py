@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-RECIPES = ("eager", "fused", "compile", "graph", "cudagraph", "auto")
+RECIPES = ("eager", "fused", "compile", "graph", "aot", "cudagraph", "auto")
 CAPTURED = ("fused", "compile", "graph")  # recipes whose iterations ``cudagraph`` may capture
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORCE = "FASTRUNNER_STEP"  # environment: a recipe that overrides the config's
@@ -21,7 +21,8 @@ class StepConfig:
 
     Args:
         recipe: eager (MMCV's order, torch's own optimizer), fused (clip, update and average in one pass), compile
-            (fused, with torch.compile on the model), graph (the whole iteration compiled), cudagraph (fused, captured
+            (fused, with torch.compile on the model), graph (the whole iteration compiled), aot (the same as a
+            library that runs without Python, compiled beside the training under graph), cudagraph (fused, captured
             by CUDA graphs where the device waits for the host), auto (fused, and graph where that turns out faster;
             compiled beside the training).
         modules: names of submodules for ``compile``; empty: the model.

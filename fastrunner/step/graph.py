@@ -23,7 +23,7 @@ from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
 from .torch_private import Unfit, compile_graph, missing, tensor_guard
 from .trace import Traced, trace_step
-from .verify import look, verify
+from .verify import Run, look, verify
 from .window import Window
 
 MAX_GRAPHS = 8  # alive at a time; the least used one goes
@@ -36,7 +36,7 @@ Below = Callable[[Any], None]
 class Compiled:
     """A graph that has been verified."""
 
-    run: Callable[[list[Tensor]], Sequence[Any]]
+    run: Run
     build: Callable[[Sequence[Any]], dict[str, Any]]
     clips: bool
     updates: bool = True
@@ -348,7 +348,7 @@ class GraphStep:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of inductor, about itself
-                run, _ = compile_graph(traced.graph, [*binding.static, *leaves])
+                run = self._compiled_run(key, traced, [*binding.static, *leaves], batches)
             verify(binding, traced, run, batches, self._max_norm, self._step)
         except Unfit:
             raise
@@ -362,6 +362,10 @@ class GraphStep:
         else:
             self._keep(key, compiled)
         return compiled
+
+    def _compiled_run(self, key: Any, traced: Traced, args: list[Tensor], batches: list[Any]) -> Run:
+        """The traced graph as a function of the flat list of inputs."""
+        return compile_graph(traced.graph, args)[0]
 
     def _check_resumed(self, binding: Binding, batch: Any) -> None:
         """Look what a step moves, on copies: the iteration at hand has to be a graph's, as in the run before.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -31,6 +33,14 @@ NEEDED = (
 INDUCTOR = {"size_asserts": False, "alignment_asserts": False, "fallback_random": True}
 # Files whose lines are not the user's.
 OWN = ("/torch/", "/fastrunner/", "<frozen", "<string>", "/contextlib.py", "/unittest/mock.py")
+# The same for libraries, and without what only debuggers read.
+AHEAD = {
+    **INDUCTOR,
+    "aot_inductor.enable_frame_pointer": False,
+    "aot_inductor.enable_line_tables": False,
+}
+NEEDED_AHEAD = (("torch._inductor", "aot_compile"), ("torch.fx._graph_pickler", "GraphPickler"))
+PROXY = b"aoti_torch_proxy_executor_call_function"  # what a library calls that needs more than C functions
 
 
 class Unfit(Exception):
@@ -47,7 +57,16 @@ class Unfit(Exception):
 
 def missing() -> str | None:
     """What this torch lacks of what graphs are made with; None if nothing. Imports inductor."""
-    for module, name in NEEDED:
+    return _lacks(NEEDED)
+
+
+def ahead_missing() -> str | None:
+    """The same of what libraries are made with."""
+    return _lacks(NEEDED_AHEAD)
+
+
+def _lacks(needed: Sequence[tuple[str, str]]) -> str | None:
+    for module, name in needed:
         try:
             getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
@@ -127,6 +146,30 @@ def tensor_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return None
     check: Callable[..., bool] = guards.check
     return check
+
+
+def compile_ahead(graph: GraphModule, args: Sequence[Tensor], folder: Path) -> Path:
+    """The graph as a shared library that AOTInductor made in ``folder``.
+
+    Raises:
+        Unfit: it calls an operation that has no C function; which one is said.
+    """
+    from torch._inductor import aot_compile
+
+    options = {**AHEAD, "aot_inductor.output_path": str(folder / "step.so")}
+    with torch.no_grad():
+        made = aot_compile(graph, tuple(args), options=options)
+    library = Path(cast(str, made))
+    if PROXY in library.read_bytes():
+        raise Unfit(f"{_without_c(folder)} has no C interface")
+    return library
+
+
+def _without_c(folder: Path) -> str:
+    """Names of the operations that a library calls through the proxy executor, as AOTInductor listed them."""
+    listed = [json.loads(file.read_text()) for file in folder.glob("*.wrapper.json")]
+    names = {node["node"]["target"] for each in listed for node in each.get("nodes", ())}
+    return ", ".join(sorted(names)) or "an operation"
 
 
 def graph_bytes(graph: GraphModule) -> bytes:

@@ -27,7 +27,7 @@ def test_what_can_be_said(given, wanted):
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        (dict(recipe="fast"), ValueError, "eager, fused, compile, graph, cudagraph, auto"),
+        (dict(recipe="fast"), ValueError, "eager, fused, compile, graph, aot, cudagraph, auto"),
         (dict(recepie="graph"), TypeError, "recepie"),
         (3, TypeError, "dict"),
         (dict(amp="int8"), ValueError, "bf16"),
