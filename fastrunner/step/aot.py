@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .._core import AotLibrary, AotStep
 from . import aot_cache
-from .background import Job
+from .background import Job, whole_order
 from .graph import Compiled, GraphStep
 from .guards import quick_key
 from .torch_private import Unfit, ahead_missing
@@ -188,7 +188,8 @@ class AotGraphStep(GraphStep):
     def _begin_order(self, key: Any, order: Order) -> None:
         assert self._binding is not None
         try:
-            order.job = Job(order.traced.graph, [*self._binding.static, *_leaves(order.batches[-1])], ahead=order.name)
+            args = [*self._binding.static, *_leaves(order.batches[-1])]
+            order.job = Job(whole_order(order.traced.graph, args, order.name))
         except Exception as error:  # a full disk, a graph that cannot be handed over
             del self._orders[key]
             self._give_up(key, f"the compiling process could not start: {type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .background import Job
+from .background import Job, whole_order
 
 GAIN = 0.05  # what a graph has to save of an iteration before it takes over
 MEASURED = 5  # iterations of either kind that this is measured on
@@ -34,7 +34,7 @@ class Beside:
 
     def begin(self, key: Any, graph: GraphModule, args: Sequence[Tensor]) -> None:
         """Start compiling; raises what ``Job`` raises."""
-        self._jobs[key] = Job(graph, args)
+        self._jobs[key] = Job(whole_order(graph, args))
 
     def knows(self, key: Any) -> bool:
         """Whether compiling was begun."""

@@ -18,46 +18,63 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from .aot_cache import apply_settings, put, settings
-from .torch_private import Unfit, compile_ahead, compile_graph, graph_bytes, graph_of_bytes
+from .torch_private import (
+    Lowered,
+    Unfit,
+    compile_ahead,
+    compile_graph,
+    compile_order,
+    graph_bytes,
+    graph_of_bytes,
+)
 
 TIMEOUT_S = 1800.0
 
 
-class Job:
-    """A graph that is being compiled elsewhere.
+def whole_order(graph: GraphModule, args: Sequence[Tensor], ahead: str | None = None) -> dict[str, Any]:
+    """What ``Job`` is to compile: a traced step, whole.
 
     Args:
-        graph: what to compile.
         args: example inputs; only their shapes, strides, dtypes travel.
-        timeout_s: after it the process is ended.
         ahead: make a library, and keep it in ``aot_cache`` under this key, instead of leaving inductor's own result.
     Raises:
-        OSError: no room for the file that hands the graph over.
         Exception: the graph cannot be handed over.
     """
+    shapes = [(tuple(a.shape), a.stride(), a.dtype) for a in args]
+    return {"whole": graph_bytes(graph), "args": shapes, "ahead": ahead}
 
-    def __init__(
-        self, graph: GraphModule, args: Sequence[Tensor], timeout_s: float = TIMEOUT_S, ahead: str | None = None
-    ) -> None:
-        self._until = time.monotonic() + timeout_s
-        self._timeout_s = timeout_s
+
+
+def halves_order(halves: Sequence[Lowered]) -> dict[str, Any]:
+    """The same for captured modules."""
+    return {"halves": [half.order() for half in halves]}
+
+
+class Job:
+    """Something that is being compiled elsewhere.
+
+    Args:
+        order: what, of ``whole_order`` or ``halves_order``.
+        timeout_s: after it the process is ended.
+    Raises:
+        OSError: no room for the file that hands it over.
+    """
+
+    def __init__(self, order: dict[str, Any], timeout_s: float | None = None) -> None:
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+        self._until = time.monotonic() + self._timeout_s
         folder = tempfile.mkdtemp(prefix="fastrunner-compile-")
         self._errors = Path(folder) / "stderr"
-        order = {
-            "graph": graph_bytes(graph),
-            "args": [(tuple(a.shape), a.stride(), a.dtype) for a in args],
-            "settings": settings(),
-            "ahead": ahead,
-        }
         path = Path(folder) / "order.pkl"
         try:
-            path.write_bytes(pickle.dumps(order))
+            path.write_bytes(pickle.dumps({**order, "settings": settings()}))
             with self._errors.open("wb") as errors:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "fastrunner.step.background", str(path)],
@@ -103,8 +120,12 @@ def main(path: str) -> None:
     with open(path, "rb") as file:
         order = pickle.load(file)
     apply_settings(order["settings"])
+    for data, options in order.get("halves", ()):
+        compile_order(data, options)
+    if "whole" not in order:
+        return
     args = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order["args"]]
-    graph = graph_of_bytes(order["graph"])
+    graph = graph_of_bytes(order["whole"])
     if order["ahead"] is None:
         compile_graph(graph, args)
         return

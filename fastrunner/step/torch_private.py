@@ -26,6 +26,9 @@ NEEDED = (
     ("torch._inductor.compile_fx", "compile_fx"),
     ("torch._inductor.compile_fx", "compile_fx_inner"),
     ("torch.utils.checkpoint", "checkpoint"),
+    ("torch._guards", "TracingContext"),
+    ("torch._functorch.config", "force_non_lazy_backward_lowering"),
+    ("torch._dynamo.utils", "graph_break_reasons"),
     ("torch.fx.proxy", "TracerBase"),
 )
 # Asserts on sizes cost 0.1 us an input each call; our own guards have looked at all of them.
@@ -41,6 +44,10 @@ AHEAD = {
 }
 NEEDED_AHEAD = (("torch._inductor", "aot_compile"), ("torch.fx._graph_pickler", "GraphPickler"))
 PROXY = b"aoti_torch_proxy_executor_call_function"  # what a library calls that needs more than C functions
+
+# The same for captured modules. Layouts stay as traced: what forward keeps for backward must lie as backward expects
+# it, and inductor's cache tells these graphs from others by this very option.
+INDUCTOR_HALVES = {"fallback_random": True, "layout_optimization": False}
 
 
 class Unfit(Exception):
@@ -179,11 +186,119 @@ def graph_bytes(graph: GraphModule) -> bytes:
     return GraphPickler.dumps(graph, Options(ops_filter=None))
 
 
-def graph_of_bytes(data: bytes) -> GraphModule:
+def graph_of_bytes(data: bytes, symbolic: bool = False) -> GraphModule:
+    """What ``graph_bytes`` made; ``symbolic``: some of its sizes may be symbols."""
     from torch._subclasses import FakeTensorMode
     from torch.fx._graph_pickler import GraphPickler
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return cast(GraphModule, GraphPickler.loads(data, FakeTensorMode()))
+    return cast(GraphModule, GraphPickler.loads(data, FakeTensorMode(shape_env=ShapeEnv() if symbolic else None)))
+
+
+class Lowered:
+    """Half of a captured graph, forward or backward, in aten operations; inductor is still to compile it.
+
+    Tensors that forward keeps for backward lie as they were traced: both halves are known before either is compiled.
+
+    Attributes:
+        graph: the operations.
+        code: what runs them, given a list of inputs, which it empties; None before ``load``.
+    """
+
+    def __init__(self, graph: GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> None:
+        self.graph, self._inputs, self._options = graph, inputs, options
+        self._context = tracing_context()
+        self.code: Callable[[list[Any]], Any] | None = None
+        if not options.get("is_backward"):
+            (output,) = graph.graph.find_nodes(op="output")
+            output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
+
+    def order(self) -> tuple[bytes, dict[str, Any]]:
+        """For ``compile_order`` in another process."""
+        names = ("static_input_idxs", "is_backward", "is_inference")
+        plain: dict[str, Any] = {name: self._options[name] for name in names if name in self._options}
+        return graph_bytes(self.graph), plain
+
+    def load(self) -> None:
+        """Compile here and now; about 0.1 s where inductor finds it in its cache on disk."""
+        if self.code is None:
+            self.code = compile_half(self.graph, self._inputs, self._options, self._context)
+
+
+def lower(graph: GraphModule, inputs: Sequence[Any], context: Any) -> tuple[Callable[..., Any], list[Lowered]]:
+    """A graph that dynamo captured as a function of the same inputs, and its halves, to be loaded before it is called.
+
+    Args:
+        inputs: those of the capture.
+        context: ``tracing_context()`` of the capture.
+    """
+    import torch._functorch.config as functorch
+    from torch._guards import tracing
+    from torch._inductor.compile_fx import compile_fx
+
+    halves: list[Lowered] = []
+
+    def later(half: GraphModule, half_inputs: Sequence[Any], **options: Any) -> Any:
+        lowered = Lowered(half, half_inputs, options)
+        halves.append(lowered)
+
+        def run(args: list[Any]) -> Any:
+            assert lowered.code is not None
+            return lowered.code(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd's word for "takes a list"
+        return run
+
+    with tracing(context), functorch.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
+        call: Any = compile_fx(graph, list(inputs), inner_compile=later, config_patches=dict(INDUCTOR_HALVES))
+    return call, halves
+
+
+def compile_half(graph: GraphModule, inputs: Sequence[Any], options: dict[str, Any], context: Any) -> Any:
+    """One half by inductor."""
+    import torch._inductor.config as inductor
+    from torch._guards import tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    with inductor.patch(dict(INDUCTOR_HALVES)), tracing(context):
+        return compile_fx_inner(graph, list(inputs), **options)
+
+
+def compile_order(data: bytes, options: dict[str, Any]) -> None:
+    """Compile a half that another process lowered, and leave it in inductor's cache."""
+    from torch._guards import TracingContext
+
+    graph = graph_of_bytes(data, symbolic=True)
+    inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+    mode = next(each.fake_mode for each in inputs if isinstance(each, Tensor))  # type: ignore[attr-defined]
+    compile_half(graph, inputs, options, TracingContext(mode))
+
+
+def tracing_context() -> Any:
+    """What torch's compiler knows about the graph that it is making; None outside of it."""
+    from torch._guards import TracingContext
+
+    return TracingContext.try_get()
+
+
+def num_graph_breaks() -> int:
+    """How many times dynamo has broken a graph in this process."""
+    from torch._dynamo.utils import graph_break_reasons
+
+    return len(graph_break_reasons)
+
+
+def graph_breaks(start: int) -> list[str]:
+    """The breaks from number ``start`` on: ``file:line: torch's first reason``, each line once."""
+    from torch._dynamo.utils import graph_break_reasons
+
+    found: dict[str, str] = {}
+    for each in graph_break_reasons[start:]:
+        line = each.user_stack[-1] if each.user_stack else None
+        found.setdefault(
+            f"{line.filename}:{line.lineno}" if line else "a line unknown", each.reason.strip().splitlines()[0]
+        )
+    return [f"{place}: {reason}" for place, reason in found.items()]
 
 
 def _noted_item(note: Callable[[], None]) -> Callable[[Tensor], Any]:

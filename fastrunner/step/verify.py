@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..data import rng
-from .binding import Binding
+from .binding import Binding, Trained
 from .guards import SilentState
 from .terms import EPS
 from .torch_private import Unfit, swapped
@@ -56,6 +56,31 @@ class Result:
     generator: Tensor
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What ``reference`` needs of a ``Binding``, for models and optimizers that cannot be bound."""
+
+    model: nn.Module
+    optimizer: Any
+    params: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    trained: Sequence[Trained]
+    average_pairs: Sequence[tuple[int, int]] = ()
+    sums: Sequence[int] = ()
+    scale: int | None = None
+    tensors: Sequence[Tensor] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: Any) -> Subject:
+        params = dict(model.named_parameters())
+        trained = [Trained(name, at, 0, ()) for at, (name, p) in enumerate(params.items()) if p.requires_grad]
+        return cls(model, optimizer, params, dict(model.named_buffers()), trained)
+
+    @property
+    def num_params(self) -> int:
+        return len(self.params)
+
+
 def verify(
     binding: Binding, traced: Traced, run: Run, batches: Sequence[Any], max_norm: float | None, step: Any
 ) -> None:
@@ -77,7 +102,7 @@ def verify(
             torch.set_rng_state(generator)
             eager = reference(binding, batch, max_norm, step, traced=traced, sums=sums)
             torch.set_rng_state(generator)
-            _compare(ours, eager, _exact(binding, batch, max_norm, step, traced, sums), _is_low(traced))
+            compare(ours, eager, exact_result(binding, batch, max_norm, step, traced, sums), _is_low(traced))
             if number == 0 and traced.updates:
                 torch.set_rng_state(generator)
                 _check_update(binding, run, batch, ours.grads)
@@ -98,7 +123,7 @@ def look(binding: Binding, batch: Any, step: Any) -> list[str]:
 
 
 def reference(
-    binding: Binding,
+    binding: Subject | Binding,
     batch: Any,
     max_norm: float | None,
     step: Any,
@@ -265,14 +290,19 @@ def _check_skipping(binding: Binding, run: Run, batch: Any) -> None:
         raise Unfit("the compiled step updates with gradients that are not finite")
 
 
-def _own_buffers(binding: Binding) -> list[str]:
+def _own_buffers(binding: Subject | Binding) -> list[str]:
     """Names of the buffers that are the model's: no averages of parameters."""
     averages = {average - binding.num_params for average, _ in binding.average_pairs}
     return [name for number, name in enumerate(binding.buffers) if number not in averages]
 
 
-def _exact(
-    binding: Binding, batch: Any, max_norm: float | None, step: Any, traced: Traced, sums: Sequence[Tensor]
+def exact_result(
+    binding: Subject | Binding,
+    batch: Any,
+    max_norm: float | None,
+    step: Any,
+    traced: Traced | None = None,
+    sums: Sequence[Tensor] = (),
 ) -> Result | None:
     """The step in float64; None where the model cannot be computed in it."""
     try:
@@ -289,7 +319,13 @@ def _is_low(traced: Traced) -> bool:
     )
 
 
-def _compare(ours: Result, eager: Result, exact: Result | None, low: bool) -> None:
+def compare(ours: Result, eager: Result, exact: Result | None, low: bool) -> None:
+    """Raise Unfit where a candidate's result is further from eager's than rounding explains.
+
+    Args:
+        exact: the float64 step's; None where float64 is no reference.
+        low: 16-bit operations are in it.
+    """
     if not torch.equal(ours.generator, eager.generator):
         raise Unfit("the compiled step draws other random numbers than eager")
     noise = _noise(eager, exact)

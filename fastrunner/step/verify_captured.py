@@ -19,7 +19,7 @@ from .device_update import Options
 from .graph_backend import Draws
 from .terms import EPS
 from .torch_private import Unfit
-from .verify import Result, _compare, candidate, reference
+from .verify import Result, candidate, compare, reference
 
 
 def verify_captured(
@@ -66,7 +66,7 @@ def verify_captured(
         draws.put_back(state)
     if not same:
         raise Unfit("a replay draws other random numbers than eager")
-    _compare(ours, eager, exact, low=_is_low(ours))
+    compare(ours, eager, exact, low=_is_low(ours))
 
 
 def _on_copies(binding: Binding, options: Options, captured: Captured, inputs: list[Tensor]) -> Sequence[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastrunner import EMAHook, Hook, IterBasedRunner
-from fastrunner.step import graph
+from fastrunner.step import graph, torch_private
 
 
 class LossHook(Hook):
@@ -26,6 +26,19 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
         return (lambda inputs: module(*inputs)), True
 
     monkeypatch.setattr(graph, "compile_graph", run)
+
+
+def interpret_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for what recipe compile captures."""
+
+    def compiled(graph: Any, inputs: Any, options: Any, context: Any) -> Any:
+        def run(args: Any) -> Any:
+            with torch.no_grad():
+                return graph(*args)
+
+        return run
+
+    monkeypatch.setattr(torch_private, "compile_half", compiled)
 
 
 def make(family, recipe, iters=8, ema=None, seed=0, hooks=(), step=None, log_interval=None):

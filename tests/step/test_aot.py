@@ -21,7 +21,7 @@ from step.zoo import ZOO, vectors
 from torch.utils import _pytree as pytree
 
 from fastrunner.step import aot, aot_cache
-from fastrunner.step.background import Job
+from fastrunner.step.background import Job, whole_order
 from fastrunner.step.binding import Binding
 from fastrunner.step.torch_private import Unfit
 from fastrunner.step.trace import trace_step
@@ -47,7 +47,7 @@ def compile_family(family, averages=False):
     binding = Binding(model, optimizer)
     traced = trace_step(binding, batch, family.clip)
     args = [*binding.static, *(leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor))]
-    job = Job(traced.graph, args, ahead=aot_cache.key_of(traced.graph, args))
+    job = Job(whole_order(traced.graph, args, aot_cache.key_of(traced.graph, args)))
     while (why := job.poll()) is None:
         time.sleep(0.1)
     assert why == ""

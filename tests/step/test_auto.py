@@ -14,7 +14,7 @@ from step.runs import graph_of, interpret, make, train
 from step.zoo import ZOO, vectors
 
 from fastrunner.step import auto, background
-from fastrunner.step.background import Job
+from fastrunner.step.background import Job, whole_order
 from fastrunner.step.torch_private import trace
 
 MLP = ZOO["mlp"]
@@ -104,10 +104,10 @@ def test_a_process_that_dies_or_never_ends_is_told_of(monkeypatch):
         return popen([sys.executable, "-c", "import time; time.sleep(60)"], **kwargs)
 
     monkeypatch.setattr(background.subprocess, "Popen", stuck)
-    late = Job(*tiny(), timeout_s=0.0)
+    late = Job(whole_order(*tiny()), timeout_s=0.0)
     assert "longer than 0 s" in late.poll()
     assert late._process.returncode is not None  # ended, not left behind
-    killed = Job(*tiny())
+    killed = Job(whole_order(*tiny()))
     assert killed.poll() is None
     os.killpg(killed._process.pid, signal.SIGKILL)
     killed._process.wait()
@@ -122,7 +122,7 @@ def test_what_the_process_says_last_is_the_reason(monkeypatch):
         return popen([sys.executable, "-c", "raise SystemExit('no C++ compiler')"], **kwargs)
 
     monkeypatch.setattr(background.subprocess, "Popen", fails)
-    job = Job(*tiny())
+    job = Job(whole_order(*tiny()))
     job._process.wait()
     assert job.poll() == "compiling failed: no C++ compiler"
 
