@@ -39,7 +39,7 @@ def key_of(graph: GraphModule, args: Sequence[Tensor]) -> str:
     Args:
         args: example inputs.
     """
-    parts: list[Any] = [_machine(), settings(), sorted(AHEAD.items()), torch.__version__, __version__]
+    parts: list[Any] = [machine(), settings(), sorted(AHEAD.items()), torch.__version__, __version__]
     parts += [(tuple(a.shape), a.stride(), a.dtype, a.device) for a in args]
     for node in graph.graph.nodes:
         value = node.meta.get("val")
@@ -122,7 +122,7 @@ def _is_ours(place: Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _machine() -> tuple[str, ...]:
+def machine() -> tuple[str, ...]:
     """The processor, as far as code that is compiled for it depends on it."""
     lines: list[str] = []
     with contextlib.suppress(OSError):

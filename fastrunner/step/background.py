@@ -51,7 +51,6 @@ def whole_order(graph: GraphModule, args: Sequence[Tensor], ahead: str | None = 
     return {"whole": graph_bytes(graph), "args": shapes, "ahead": ahead}
 
 
-
 def halves_order(halves: Sequence[Lowered]) -> dict[str, Any]:
     """The same for captured modules."""
     return {"halves": [half.order() for half in halves]}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..dist import get_dist_info
 from ..model.parallel import unwrap
 from .config import StepConfig
 from .eager import move_channels_last, stepping
@@ -14,6 +15,7 @@ from .fused import refuse, updater
 from .torch_private import Unfit
 
 if TYPE_CHECKING:
+    from .auto import Auto
     from .compiled import CompiledModules
     from .cudagraph import CudaGraphStep
     from .graph import GraphStep
@@ -40,16 +42,35 @@ class Step:
         self._warn = warn
         self._graphs: dict[tuple[Any, ...], GraphStep | CudaGraphStep] = {}
         self._resumed: dict[str, Any] = {}
-        if config.channels_last:
+        if config.channels_last is True:
             move_channels_last(unwrap(model))
         self._compiled: CompiledModules | None = None
-        compiled = self._compile(model) if config.recipe == "compile" else None
-        self.model = stepping(model, config.amp, config.channels_last, compiled)
+        self._auto: Auto | None = None
         self.updater = optimizer
         if config.recipe != "eager" and hasattr(optimizer, "param_groups"):
             self.updater = updater(optimizer)
             if self.updater is optimizer and not hasattr(optimizer, "clipped_step"):
                 self.reasons["fused"] = refuse(optimizer) or ""
+        if config.recipe == "auto":
+            self.model = self._automatic()
+        else:
+            compiled = self._compile(model) if config.recipe == "compile" else None
+            self.model = stepping(model, config.amp, config.channels_last is True, compiled)
+
+    def _automatic(self) -> Any:
+        """What has the ``train_step`` of recipe auto."""
+        model, optimizer = self._made_for
+        if not hasattr(optimizer, "param_groups"):
+            self.reasons["auto"] = f"it drives one optimizer, the runner has {type(optimizer).__name__}"
+        elif get_dist_info()[1] > 1:
+            self.reasons["auto"] = "each process would decide by itself, and the ranks would wait for each other"
+        else:
+            from .auto import Auto
+
+            self._auto = Auto(model, unwrap(model), optimizer, self.updater, self.config, self._warn)
+            return self._auto
+        amp = None if self.config.amp == "auto" else self.config.amp
+        return stepping(model, amp, self.config.channels_last is True)
 
     def _compile(self, model: Any) -> Callable[..., Any] | None:
         from .compiled import CompiledModules  # not before somebody asks for a compiler
@@ -75,7 +96,8 @@ class Step:
     @property
     def takes_windows(self) -> bool:
         """Whether the recipe has graphs that accumulation and a loss scale can be part of."""
-        return self.config.recipe in ("graph", "aot", "auto", "cudagraph")
+        recipes = ("graph", "aot", "auto", "cudagraph")
+        return self.config.recipe in recipes and "auto" not in self.reasons
 
     def graph(
         self, max_norm: float | None, ema: Any, adds_up: Any = None, scaler: Any = None
@@ -91,12 +113,13 @@ class Step:
         model, optimizer = self._made_for
         key = (max_norm, id(ema), id(adds_up), id(scaler))
         if key not in self._graphs:
-            beside = Beside() if self.config.recipe == "auto" else None
+            beside = None if self._auto is None else Beside(self._auto)
+            step = self.model if self._auto is None else self._auto.stepping
             kind: type[GraphStep] = GraphStep
             if self.config.recipe == "aot":
                 from .aot import AotGraphStep as kind
             graph = self._graphs[key] = kind(
-                model, self.model.train_step, optimizer, self._warn, max_norm, ema, beside, adds_up, scaler
+                model, step.train_step, optimizer, self._warn, max_norm, ema, beside, adds_up, scaler
             )
             graph.load_state_dict(self._resumed)
         return self._graphs[key]
@@ -122,7 +145,7 @@ class Step:
                 backend = capture.backend_for(next((p.device for p in model.parameters()), torch.device("cpu")))
                 module, place, exchange = capture.inside(model, backend.collectives)
                 call = self._compile(module) if self.config.captures == "compile" else None
-                step = stepping(module, self.config.amp, self.config.channels_last, call).train_step
+                step = stepping(module, self.config.amp, self.config.channels_last is True, call).train_step
                 traced = self.config.captures == "graph"
                 graph = cudagraph.CudaGraphStep(
                     module,
@@ -148,16 +171,21 @@ class Step:
     @property
     def compiling(self) -> bool:
         """Whether anything is being compiled beside the training, which may make iterations faster."""
+        if self._auto is not None and not self._auto.settled:
+            return True
         return any(getattr(graph, "compiling", False) for graph in self._graphs.values())  # CUDA graphs: at once
 
     def close(self) -> None:
         """End what is being compiled elsewhere; what is ready stays."""
-        for graph in self._graphs.values():
-            graph.close()
+        for each in (*self._graphs.values(), self._auto):
+            if each is not None:
+                each.close()
 
     def explain(self) -> list[str]:
         """The recipe, and why others are not in use, one line each."""
         lines = [f"recipe {self.config.recipe}", *(f"not {recipe}: {why}" for recipe, why in self.reasons.items())]
         if self._compiled is not None:
             lines += self._compiled.explain()
+        if self._auto is not None:
+            lines += self._auto.explain()
         return [*lines, *(line for graph in self._graphs.values() for line in graph.explain())]

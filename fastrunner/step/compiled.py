@@ -81,7 +81,7 @@ class CompiledModules:
         self._calls: list[tuple[nn.Module, Any]] = []  # modules, and their compiled call
         self._pieces: list[Captured] = []
         self._samples: list[Any] = []  # batches that captured something
-        self._captures = self._num_ready = 0
+        self._captures = self._num_lowered = self._num_ready = 0
         self._first_break = num_graph_breaks()
         self._moves = ""  # what a step changes that cannot be undone: then nothing is verified
 
@@ -92,10 +92,9 @@ class CompiledModules:
             return self._call(data_batch, optimizer, **kwargs)
         if not self._calls:
             return self._first(data_batch, optimizer, kwargs)
-        if len(self._pieces) > self._num_ready:
-            self._compile(data_batch, optimizer, kwargs)
-            if self.refused:
-                return self._call(data_batch, optimizer, **kwargs)
+        waits = len(self._pieces) > self._num_ready and not self._compile(data_batch, optimizer, kwargs)
+        if waits and (self.refused or self._num_ready == 0):
+            return self._call(data_batch, optimizer, **kwargs)
         return self._capturing(data_batch, optimizer, kwargs)
 
     def _first(self, batch: Any, optimizer: Any, kwargs: dict[str, Any]) -> Any:
@@ -119,7 +118,13 @@ class CompiledModules:
         return outputs
 
     def _capture(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Captured:
-        """Dynamo's backend."""
+        """Dynamo's backend.
+
+        Raises:
+            Unfit: torch would not run the graph as eager runs the modules.
+        """
+        if any("checkpoint" in str(node.target) for node in graph.graph.nodes if node.op == "call_function"):
+            raise Unfit("they checkpoint activations, and a captured checkpoint draws other random numbers")
         self._pieces.append(Captured(graph, inputs))
         return self._pieces[-1]
 
@@ -132,7 +137,7 @@ class CompiledModules:
         except Exception as error:
             if not _of_compiler(error):
                 raise
-            self._give_up(_in_words(error))
+            self._give_up(in_words(error))
             if generator is not None:
                 torch.set_rng_state(generator)
             return self._call(batch, optimizer, **kwargs)
@@ -155,20 +160,29 @@ class CompiledModules:
             for module, _ in self._calls:
                 module.__dict__["_compiled_call_impl"] = None
 
-    def _compile(self, batch: Any, optimizer: Any, kwargs: dict[str, Any]) -> None:
-        """Compile what was captured and let it take over, if it computes what eager does."""
+    def _compile(self, batch: Any, optimizer: Any, kwargs: dict[str, Any]) -> bool:
+        """Compile what was captured and let it take over, if it computes what eager does; False: not, or not now."""
         try:
-            for piece in self._pieces[self._num_ready :]:
-                piece.lower()
+            self._lower()
             self._load()
             self._verify(batch, optimizer, kwargs)
         except Unfit as error:
             self._give_up(str(error))
         except Exception as error:  # whatever a compiler raises: training goes on without it
-            self._give_up(_in_words(error))
+            self._give_up(in_words(error))
+        return not self.refused
+
+    def _lower(self) -> None:
+        self._num_lowered = len(self._pieces)
+        for piece in self._new():
+            piece.lower()
+
+    def _new(self) -> list[Captured]:
+        """What is being compiled."""
+        return self._pieces[self._num_ready : self._num_lowered]
 
     def _load(self) -> None:
-        for piece in self._pieces[self._num_ready :]:
+        for piece in self._new():
             for half in piece.halves:
                 half.load()
 
@@ -178,8 +192,7 @@ class CompiledModules:
         Raises:
             Unfit: they differ.
         """
-        new = self._pieces[self._num_ready :]
-        self._num_ready = len(self._pieces)
+        new, self._num_ready, num = self._new(), self._num_lowered, len(self._pieces)
         if self._moves:
             return _switch(new, True)
         call, subject = partial(self._call, **kwargs), Subject.of(self._model, optimizer)
@@ -191,15 +204,16 @@ class CompiledModules:
                 _switch(new, True)
                 ours = result_of(partial(self._with_modules, **kwargs), self._model, optimizer, each, before)
                 compare(ours, eager, exact, low)
-        if len(self._pieces) > self._num_ready:
+        if len(self._pieces) > num:
             self._note_capture(batch)
         return None
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, quiet: bool = False) -> None:
         self.refused = why
         self._calls, self._pieces, self._samples = [], [], []
         names = ", ".join(name or "the model" for name in self.compiled)
-        self._warn(f"torch.compile on {names}: {why}. It runs without.")
+        if not quiet:
+            self._warn(f"torch.compile on {names}: {why}. It runs without.")
 
     def explain(self) -> list[str]:
         """What is compiled, in how many graphs, and where torch broke them: file, line, torch's reason."""
@@ -250,7 +264,11 @@ def _of_compiler(error: BaseException | None) -> bool:
     return False
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """An error as part of a sentence."""
+    error = getattr(error, "inner_exception", error)  # of a backend, that is of ours
+    if isinstance(error, Unfit):
+        return str(error)
     text = str(error).strip().splitlines()
     return f"it raised {type(error).__name__}: {text[0][:300] if text else ''}"
 

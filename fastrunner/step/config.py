@@ -27,8 +27,9 @@ class StepConfig:
             compiled beside the training).
         modules: names of submodules for ``compile``; empty: the model.
         captures: what ``cudagraph`` captures: fused, compile, or graph (an iteration of that recipe).
-        amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), or None.
-        channels_last: whether convolutions' weights and 4-D inputs lie channels last.
+        amp: autocast of ``train_step``: "bf16", "fp16" (without a loss scale), or None; "auto" (of recipe auto): none
+            or bf16, whatever is faster.
+        channels_last: whether convolutions' weights and 4-D inputs lie channels last; "auto": where that is faster.
     Raises:
         ValueError: a value that is not listed here.
         TypeError: a value of the wrong type.
@@ -37,7 +38,7 @@ class StepConfig:
     recipe: str = "fused"
     modules: tuple[str, ...] = ()
     amp: str | None = None
-    channels_last: bool = False
+    channels_last: bool | str = False
     captures: str = "fused"
 
     def __post_init__(self) -> None:
@@ -51,10 +52,12 @@ class StepConfig:
             raise ValueError(f"step captures is what recipe 'cudagraph' captures; the recipe is {self.recipe!r}")
         if self.modules and "compile" not in (self.recipe, self.captures):
             raise ValueError(f"step modules are what recipe 'compile' compiles; the recipe is {self.recipe!r}")
-        if self.amp not in (None, *AMP):
-            raise ValueError(f"step amp must be None, 'bf16' or 'fp16', got {self.amp!r}")
-        if self.channels_last not in (True, False):
-            raise ValueError(f"step channels_last must be True or False, got {self.channels_last!r}")
+        if self.amp not in (None, *AMP, "auto"):
+            raise ValueError(f"step amp must be None, 'bf16', 'fp16' or 'auto', got {self.amp!r}")
+        if self.channels_last not in (True, False, "auto"):
+            raise ValueError(f"step channels_last must be True, False or 'auto', got {self.channels_last!r}")
+        if "auto" in (self.amp, self.channels_last) and self.recipe != "auto":
+            raise ValueError(f"amp and channels_last are chosen by recipe 'auto'; the recipe is {self.recipe!r}")
 
 
 def make_config(step: StepConfig | Mapping[str, Any] | str | None, forced: str | None = None) -> StepConfig:
@@ -84,6 +87,8 @@ def make_config(step: StepConfig | Mapping[str, Any] | str | None, forced: str |
             given.pop("modules", None)
         if forced != "cudagraph":
             given.pop("captures", None)
+        if forced != "auto":
+            given = {name: value for name, value in given.items() if value != "auto" or name == "recipe"}
     if isinstance(given.get("modules"), list):
         given["modules"] = tuple(given["modules"])
     return StepConfig(**given)

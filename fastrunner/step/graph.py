@@ -126,8 +126,7 @@ class GraphStep:
 
     def explain(self) -> list[str]:
         """How many graphs there are and how often they ran, and why there are no others."""
-        lines = [] if self._beside is None else self._beside.explain()
-        lines += [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
+        lines = [f"{len(self._graphs)} graphs, {self.num_calls} iterations in one call each"]
         return lines + sorted({f"no graph: {why}" for why in self._refused.values()})
 
     def __call__(
@@ -230,8 +229,11 @@ class GraphStep:
     def _prepare(self, key: Any, batch: Any) -> Compiled | None:
         """A graph for this batch, now if its time has come; None: not now."""
         shape = key[0]
-        if self._beside is not None and self._beside.knows(key):
-            return self._take_over(self._beside, key, batch)
+        if self._beside is not None:
+            if self._beside.knows(key):
+                return self._take_over(self._beside, key, batch)
+            if not self._beside.may_begin():
+                return None
         if key in self._unsure:
             return self._confirm(key, batch)
         seen = self._batches.count(shape, batch)
@@ -314,9 +316,9 @@ class GraphStep:
             return None
         assert self._binding is not None
         leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        if beside.pays(graph.run, [*(tensor.clone() for tensor in self._binding.static), *leaves]):
+        if not (measured := beside.pays(graph.run, [*(tensor.clone() for tensor in self._binding.static), *leaves])):
             return graph
-        self._refused[key[0]] = f"it would not pay: {beside.measured}"
+        self._refused[key[0]] = f"it would not pay: {measured}"
         self._ready.pop(key, None)
         return None
 

@@ -11,9 +11,9 @@ of torch, python and numpy. What is not: other Python state of the model. ``guar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .torch_private import Unfit
 from .verify import Result
 
 Call = Callable[..., Any]  # train_step(batch, optimizer)
+Side = TypeVar("Side", bound=Hashable)
 
 
 class Snapshot:
@@ -82,13 +83,24 @@ class Snapshot:
             param.grad = None
 
 
-def result_of(call: Call, model: nn.Module, optimizer: Any, batch: Any, before: Snapshot) -> Result:
+def result_of(
+    call: Call,
+    model: nn.Module,
+    optimizer: Any,
+    batch: Any,
+    before: Snapshot,
+    arrange: Callable[[], None] | None = None,
+) -> Result:
     """Loss, gradients and changes of buffers of one step on the model itself; all is restored.
 
+    Args:
+        arrange: called first, on the restored model.
     Raises:
         Unfit: the step gives no loss to go back from.
     """
     before.restore()
+    if arrange is not None:
+        arrange()
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     outputs = call(batch, optimizer)
     loss = outputs.get("loss") if isinstance(outputs, dict) else None
@@ -105,21 +117,27 @@ def result_of(call: Call, model: nn.Module, optimizer: Any, batch: Any, before: 
     return result
 
 
-def timed(sides: Mapping[str, Callable[[], Any]], rounds: int, between: Callable[[], None]) -> dict[str, float]:
-    """Least seconds of each side; they take turns, after one round that does not count."""
-    samples: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds + 1):
+def timed(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Side, float]:
+    """The least of what each side gave in ``rounds`` turns: what the machine's other work disturbed least."""
+    samples: dict[Side, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
         for side, run in sides.items():
-            begin = time.perf_counter()
-            run()
-            if number:
-                samples[side].append(time.perf_counter() - begin)
-            between()
+            samples[side].append(run())
     return {side: min(each) for side, each in samples.items()}
 
 
+def sample(run: Callable[[], None], before: Snapshot, arrange: Callable[[], None] | None = None) -> float:
+    """Seconds of ``run`` from the state before, arranged anew outside of the clock."""
+    before.restore()
+    if arrange is not None:
+        arrange()
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def iteration(call: Call, optimizer: Any, updater: Any, batch: Any) -> None:
-    """Forward, backward, update: what a whole iteration computes, without hooks."""
+    """Forward, backward, update: what a whole iteration computes, without clip and hooks."""
     outputs = call(batch, optimizer)
     updater.zero_grad()
     outputs["loss"].backward()

@@ -16,3 +16,9 @@ def inductor_cache(compiled_code, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled_code))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return compiled_code
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What recipes keep on disk is of one test."""
+    monkeypatch.setenv("FASTRUNNER_CACHE", str(tmp_path / "cache"))

@@ -102,8 +102,8 @@ class FakeJob:
     def __init__(self, polls=6, result="", library=None, cache=None):
         self.left, self.result, self.library, self.cache, self.names, self.closed = polls, result, library, cache, [], 0
 
-    def __call__(self, graph, args, ahead):
-        self.names.append(ahead)
+    def __call__(self, order):
+        self.names.append(order["ahead"])
         return self
 
     def poll(self):
@@ -364,6 +364,6 @@ def test_unfit_is_what_the_compiling_process_ends_with(monkeypatch, tmp_path):
     monkeypatch.setattr(background, "graph_of_bytes", lambda data: data)
     monkeypatch.setattr(background.os, "nice", lambda by: None)
     order = tmp_path / "order.pkl"
-    order.write_bytes(pickle.dumps(dict(graph=b"", args=[], settings=aot_cache.settings(), ahead="key")))
+    order.write_bytes(pickle.dumps(dict(whole=b"", args=[], settings=aot_cache.settings(), ahead="key")))
     with pytest.raises(SystemExit, match="aten::_linalg_svd has no C interface"):
         background.main(str(order))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step.captured_runs import Clock, captured_of, interpret_captured, on_stand_in
-from step.runs import make, state_of, train
+from step.runs import interpret_halves, make, state_of, train
 from step.zoo import ZOO, vectors
 from torch import nn
 from torch.nn import functional as F
@@ -381,14 +381,14 @@ def test_an_iteration_of_the_graph_recipe_can_be_captured(name, backend, monkeyp
     assert losses == pytest.approx(train(family, "eager", iters, ema=1)[1], rel=family.rtol)
 
 
-def test_compiled_modules_can_be_captured(backend):
+def test_compiled_modules_can_be_captured(backend, monkeypatch):
     """With a compiler that runs modules as they are: which step is captured, not what it compiles to."""
+    interpret_halves(monkeypatch)
+    torch._dynamo.reset()
     step = dict(recipe="cudagraph", captures="compile", modules=["body"])
-    with pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr(nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
-        _, losses = train(replace(MLP, model=Net), None, FIRST + 4, step=step)
-    assert compiled == ["Sequential"]
+    runner, losses = train(replace(MLP, model=Net), None, FIRST + 4, step=step)
+    assert runner.step._compiled.compiled == ("body",)
+    assert runner.step._compiled._num_ready == 1
     assert backend.num_replays > 0
     assert losses == pytest.approx(train(replace(MLP, model=Net), "eager", FIRST + 4)[1], rel=1e-4)
 

@@ -31,7 +31,8 @@ def test_what_can_be_said(given, wanted):
         (dict(recepie="graph"), TypeError, "recepie"),
         (3, TypeError, "dict"),
         (dict(amp="int8"), ValueError, "bf16"),
-        (dict(recipe="auto", amp="auto"), ValueError, "'auto'"),
+        (dict(recipe="graph", amp="auto"), ValueError, "chosen by recipe 'auto'"),
+        (dict(channels_last="auto"), ValueError, "chosen by recipe 'auto'"),
         (dict(channels_last="yes"), ValueError, "channels_last"),
         (dict(recipe="compile", modules="layer"), TypeError, "list of names"),
         (dict(recipe="graph", modules=["layer"]), ValueError, "compile"),
@@ -50,6 +51,7 @@ def test_the_environment_overrides_the_recipe(monkeypatch):
     assert make_config(None, "graph") == StepConfig("eager")
     assert make_config(dict(recipe="compile", modules=["layer"])) == StepConfig("eager")
     assert make_config(dict(recipe="auto", channels_last=True)) == StepConfig("eager", channels_last=True)
+    assert make_config(dict(recipe="auto", amp="auto", channels_last="auto")) == StepConfig("eager")
     monkeypatch.setenv("FASTRUNNER_STEP", "fastest")
     with pytest.raises(ValueError, match="fastest"):
         make_config(None)
