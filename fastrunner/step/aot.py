@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .._core import AotLibrary, AotStep
-from . import aot_cache
+from . import aot_cache, auto
+from .auto import Beside
 from .background import Job, whole_order
 from .graph import Compiled, GraphStep
 from .guards import quick_key
@@ -27,6 +28,7 @@ from .trace import Traced
 from .verify import Run, verify
 
 LOOK_S = 0.2  # between two looks at a process that compiles
+SHORT_S = 250e-6  # under ``auto``: what Python costs a graph, some 10 us, is worth a library in iterations that short
 
 
 class AotRun:
@@ -95,9 +97,16 @@ class AotGraphStep(GraphStep):
         self._bound: tuple[list[Bound], list[Bound]] = ([], [])  # without and with an average
         self._bound_for: Any = None
         self._next_look = 0.0
+        self._later: dict[Any, tuple[str, Traced]] = {}  # under ``auto``: to be ordered, if the graph is taken
         self.num_ahead = 0
 
+    @property
+    def compiling(self) -> bool:
+        return bool(self._orders) or super().compiling
+
     def explain(self) -> list[str]:
+        if self._beside is not None and not (self.num_ahead or self._orders or self._not_ahead):
+            return super().explain()
         lines = [f"{self.num_ahead} of the iterations ahead of time, without Python"]
         lines += [f"{len(self._orders)} libraries are being compiled"] if self._orders else []
         lines += sorted({f"not ahead of time: {why}" for why in self._not_ahead.values()})
@@ -173,9 +182,31 @@ class AotGraphStep(GraphStep):
                 except RuntimeError as error:
                     aot_cache.drop(path)
                     self._give_up(key, f"a library from the cache cannot be loaded: {error}")
-            else:
+            elif self._beside is None:
                 self._order(key, name, traced, batches)
+            else:
+                self._later[key] = name, traced
         return super()._compiled_run(key, traced, args, batches)
+
+    def _take_over(self, beside: Beside, key: Any, batch: Any) -> Compiled | None:
+        """As in ``GraphStep``; a graph that is taken and short becomes a library."""
+        graph = super()._take_over(beside, key, batch)
+        later = self._later.pop(key, None)
+        if graph is not None and later is not None and self._seconds(graph.run, batch) <= SHORT_S:
+            self._order(key, *later, [batch])
+        return graph
+
+    def _seconds(self, run: Run, batch: Any) -> float:
+        """Of an iteration, at best, on copies; random state stays."""
+        assert self._binding is not None
+        inputs = [tensor.clone() for tensor in self._binding.static]
+        random, times = torch.get_rng_state(), []
+        for _ in range(auto.MEASURED):
+            begin = time.perf_counter()
+            run([*inputs, *_leaves(batch)])
+            times.append(time.perf_counter() - begin)
+        torch.set_rng_state(random)
+        return min(times)
 
     def _order(self, key: Any, name: str, traced: Traced, batches: list[Any]) -> None:
         """Let another process compile."""
@@ -233,11 +264,16 @@ class AotGraphStep(GraphStep):
             run = self._load(path, len(binding.static) + len(_leaves(order.batches[-1])))
             if not all(_same_bits(graph.run, run, binding.static, batch) for batch in order.batches):
                 verify(binding, order.traced, run, order.batches, self._max_norm, self._step)
+            ours, below = (self._seconds(each, order.batches[-1]) for each in (run, graph.run))
         except (Unfit, RuntimeError):
             aot_cache.drop(path)
             raise
         finally:
             self.num_ahead = num_ahead
+        if self._beside is not None and ours > (1 - auto.GAIN) * below:
+            self._not_ahead[key] = f"it would not pay: {ours * 1e6:.0f} us as a library, {below * 1e6:.0f} as a graph"
+            return
+        self._last = None
         self._graphs[order.around, key] = self._ready[key] = replace(graph, run=run)
 
     def _load(self, path: Path, num_inputs: int) -> AotRun:

@@ -116,7 +116,7 @@ class Step:
             beside = None if self._auto is None else Beside(self._auto)
             step = self.model if self._auto is None else self._auto.stepping
             kind: type[GraphStep] = GraphStep
-            if self.config.recipe == "aot":
+            if self.config.recipe in ("aot", "auto"):
                 from .aot import AotGraphStep as kind
             graph = self._graphs[key] = kind(
                 model, step.train_step, optimizer, self._warn, max_norm, ema, beside, adds_up, scaler

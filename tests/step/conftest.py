@@ -22,3 +22,9 @@ def inductor_cache(compiled_code, monkeypatch):
 def own_cache(tmp_path, monkeypatch):
     """What recipes keep on disk is of one test."""
     monkeypatch.setenv("FASTRUNNER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_libraries_under_auto(monkeypatch):
+    """Tests of ``auto`` that are about something else start no process that compiles for a minute."""
+    monkeypatch.setattr("fastrunner.step.aot.SHORT_S", 0.0)

@@ -20,7 +20,7 @@ from step.test_graph import Acts, replace_weight, write_lr
 from step.zoo import ZOO, vectors
 from torch.utils import _pytree as pytree
 
-from fastrunner.step import aot, aot_cache
+from fastrunner.step import aot, aot_cache, auto
 from fastrunner.step.background import Job, whole_order
 from fastrunner.step.binding import Binding
 from fastrunner.step.torch_private import Unfit
@@ -314,6 +314,40 @@ def test_a_torch_without_what_is_needed_runs_graphs(monkeypatch, caplog):
     runner, _ = train(MLP, "aot", 10)
     assert graph_of(runner).num_calls == 8
     assert ["torch has no aot_compile" in text for text in warned(caplog)] == [True]
+
+
+class ReadyJob:
+    """What ``auto`` compiles is there at once."""
+
+    def __init__(self, order):
+        pass
+
+    def poll(self):
+        return ""
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("short", "gain"), [(1.0, -1e9), (0.0, -1e9), (1.0, 1.0)])
+def test_auto_makes_libraries_of_short_graphs_and_takes_them_where_they_pay(
+    short, gain, cache, compiled, monkeypatch, caplog
+):
+    """Graphs are interpreted, libraries are not: ``gain`` decides for both, until the graph is taken."""
+    job = FakeJob(4, library=compiled, cache=cache)
+    monkeypatch.setattr(aot, "Job", job)
+    monkeypatch.setattr(auto, "Job", ReadyJob)
+    monkeypatch.setattr(auto, "GAIN", -1e9)
+    monkeypatch.setattr(aot, "SHORT_S", short)
+    hooks = [Acts(lambda runner: monkeypatch.setattr(auto, "GAIN", gain), 10)]
+    runner, losses = train(MLP, "auto", 40, hooks=hooks)
+    graph = graph_of(runner)
+    assert graph.num_calls > 20
+    assert len(job.names) == (1 if short else 0)
+    assert (graph.num_ahead > 10) == (short > 0 and gain < 0)
+    assert any("it would not pay" in line for line in runner.step.explain()) == (gain > 0)
+    assert warned(caplog) == []
+    assert losses == pytest.approx(train(MLP, "eager", 40)[1], rel=1e-5)
 
 
 @pytest.mark.slow
