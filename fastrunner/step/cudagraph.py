@@ -148,12 +148,9 @@ class CudaGraphStep:
                 shape = batch_key(batch)
             except TypeError as error:
                 self._refuse(None, str(error))
-                return None
-        if self._exchange is not None:
+        if self._exchange is not None:  # others wait for this rank's vote, whatever came here
             self._worth.vote(shape, None in self._refused or shape in self._refused)
-            if None in self._refused:
-                return None
-        if self._doubtful and not self._settle():
+        if None in self._refused or (self._doubtful and not self._settle()):
             return None
         bound = self._now
         assert bound is not None
