@@ -15,6 +15,16 @@ from .torch_private import Unfit
 BUCKET_BYTES = 25 * 2**20  # as DDP's: the exchange of a bucket begins when its gradients are there
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters are."""
+    return next((param.device for param in model.parameters()), torch.device("cpu"))
+
+
+def captures(model: Any) -> bool:
+    """Whether the model is on a device with graphs."""
+    return isinstance(model, nn.Module) and device_of(model).type == "cuda"
+
+
 def backend_for(device: torch.device) -> GraphBackend:
     """What captures on a device.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..dist import get_dist_info
 from ..model.parallel import unwrap
 from .config import StepConfig
@@ -60,6 +58,8 @@ class Step:
     def _automatic(self) -> Any:
         """What has the ``train_step`` of recipe auto."""
         model, optimizer = self._made_for
+        if self._is_captured():
+            return stepping(model, self.config.amp, self.config.channels_last is True)
         if not hasattr(optimizer, "param_groups"):
             self.reasons["auto"] = f"it drives one optimizer, the runner has {type(optimizer).__name__}"
         elif get_dist_info()[1] > 1:
@@ -103,7 +103,7 @@ class Step:
         self, max_norm: float | None, ema: Any, adds_up: Any = None, scaler: Any = None
     ) -> GraphStep | CudaGraphStep | None:
         """Whole iterations with these terms, as ``GraphStep`` names them; None where the recipe has none."""
-        if self.config.recipe == "cudagraph":
+        if self.config.recipe == "cudagraph" or (self.config.recipe == "auto" and self._is_captured()):
             return self._cudagraph(max_norm, ema, adds_up, scaler)
         if not self.takes_windows:
             return None
@@ -134,6 +134,12 @@ class Step:
         for graph in self._graphs.values():
             graph.load_state_dict(state)
 
+    def _is_captured(self) -> bool:
+        """Whether ``auto`` is about CUDA graphs: where the model is on a GPU, and precision and layout are said."""
+        from .capture import captures
+
+        return captures(self._made_for[0]) and "auto" not in (self.config.amp, self.config.channels_last)
+
     def _cudagraph(self, max_norm: float | None, ema: Any, adds_up: Any, scaler: Any) -> CudaGraphStep | None:
         """Whole iterations as CUDA graphs; None, and a reason, where there can be none."""
         from . import capture, cudagraph
@@ -142,7 +148,7 @@ class Step:
         key = (max_norm, id(ema), id(adds_up), id(scaler))
         if key not in self._graphs and "cudagraph" not in self.reasons:
             try:
-                backend = capture.backend_for(next((p.device for p in model.parameters()), torch.device("cpu")))
+                backend = capture.backend_for(capture.device_of(model))
                 module, place, exchange = capture.inside(model, backend.collectives)
                 call = self._compile(module) if self.config.captures == "compile" else None
                 step = stepping(module, self.config.amp, self.config.channels_last is True, call).train_step

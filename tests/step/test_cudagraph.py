@@ -441,6 +441,17 @@ def test_tensors_of_the_host_among_the_outputs_are_a_reason(backend):
         captured.warm_up(list(vectors(0).values()))
 
 
+def test_auto_takes_it_where_the_model_is_on_a_gpu_and_the_device_waits(monkeypatch):
+    backend = on_stand_in(monkeypatch, clock=Clock([Cost(1.0, 0.5)]))
+    runner, losses = train(replace(MLP, model=Net), "auto", FIRST + 4)
+    assert captured_of(runner).num_calls == backend.num_replays - 2 > 0  # two replays were compared with eager
+    assert losses == pytest.approx(train(replace(MLP, model=Net), "eager", FIRST + 4)[1], rel=1e-4)
+    on_stand_in(monkeypatch, clock=Clock([Cost(1.0, 0.99)]))
+    runner, losses = train(replace(MLP, model=Net), "auto", FIRST + 4)
+    assert captured_of(runner).num_calls == 0
+    assert "it would not pay" in runner.step.explain()[-1]
+
+
 def test_without_a_gpu_it_runs_on_the_recipe_below_and_says_so_once(caplog):
     runner, losses = train(MLP, "cudagraph", 5)
     assert len([r for r in caplog.records if "CUDA graphs are a GPU's" in r.getMessage()]) == 1
