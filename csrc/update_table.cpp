@@ -16,29 +16,6 @@ namespace {
 // A step of at least this much work (about a millisecond) lets other Python threads run meanwhile.
 constexpr std::int64_t kReleaseFrom = 2'000'000;
 
-// What a tensor's objects refer to is asked for from memory in stages, each so many tensors ahead of where it is read.
-constexpr std::size_t kAhead[] = {32, 24, 16, 9, 4};
-
-// From so many tensors on, several threads read them.
-constexpr std::size_t kReadTogether = 1024;
-
-struct StateKey {
-  PyObject* name;
-  Role role;
-  const char* words;
-};
-// In the order of UpdateTable::State.
-const std::array<StateKey, 6>& state_keys() {
-  static const std::array<StateKey, 6> keys{{
-      {PyUnicode_InternFromString("momentum_buffer"), kMoment, "momentum buffer"},
-      {PyUnicode_InternFromString("exp_avg"), kMoment, "exp_avg"},
-      {PyUnicode_InternFromString("exp_avg_sq"), kSquare, "exp_avg_sq"},
-      {PyUnicode_InternFromString("max_exp_avg_sq"), kMaxSquare, "max_exp_avg_sq"},
-      {PyUnicode_InternFromString("master"), kParam, "master"},
-      {PyUnicode_InternFromString("step"), kRoles, "step"},
-  }};
-  return keys;
-}
 PyObject* params_key() {
   static PyObject* const key = PyUnicode_InternFromString("params");
   return key;
@@ -73,9 +50,6 @@ std::vector<std::int64_t> numels_of(const nb::list& params) {
   }
   return numels;
 }
-
-// The address of a gradient without elements.
-char nothing;
 
 // Sets a flag for as long as a step runs.
 struct Running {
@@ -241,200 +215,6 @@ void UpdateTable::read_options(nb::list param_groups) {
   }
 }
 
-unsigned UpdateTable::wanted_states(const Tensor& tensor, Dtype dtype, bool updated) const noexcept {
-  return (updated ? wanted_[tensor.group] : 0u) | (dtype == Dtype::kFloat32 ? 0u : 1u << kMaster);
-}
-
-void UpdateTable::read_tensors(bool averaging, bool bump) {
-  const std::size_t count = tensors_.size();
-  if (handles_ && (count < kReadTogether || has_forked())) {
-    read_fast(0, count, averaging, bump);
-  } else if (handles_) {
-    // Reading needs neither an order nor the GIL, which this thread keeps meanwhile.
-#pragma omp parallel
-    {
-      const std::size_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
-      read_fast(count * thread / num_threads, count * (thread + 1) / num_threads, averaging, bump);
-    }
-  }
-  grads_seen_.clear();
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!handles_ || tensors_[i].slow) read_slow(i, averaging);
-    settle(i);
-  }
-}
-
-void UpdateTable::read_fast(std::size_t begin, std::size_t end, bool averaging, bool bump) noexcept {
-  for (std::size_t i = begin; i < end; ++i) {
-    for (int stage = 0; stage < 5; ++stage)
-      if (i + kAhead[stage] < end) prefetch(i + kAhead[stage], stage);
-    tensors_[i].slow = !read_fast(i, averaging, bump);
-  }
-}
-
-// The lines that read_fast will go through. Where exactly a field lies does not matter here.
-void UpdateTable::prefetch(std::size_t i, int stage) const noexcept {
-  const Tensor& tensor = tensors_[i];
-  const auto each = [&](auto&& visit) {
-    visit(tensor.param);
-    if (tensor.average.object) visit(tensor.average);
-    for (unsigned s = 0; s < tensor.num_states; ++s) visit(watched_states_[tensor.first_state + s]);
-  };
-  const auto object = [](const void* address) {  // torch's tensors and their parts span up to four lines
-    for (int line = 0; line < 256; line += 64) __builtin_prefetch(static_cast<const char*>(address) + line);
-  };
-  const auto impl = [&](const Watched& watched) { return handles_->cell_of(watched.object)->impl; };
-  // Storage, gradient, version: whatever the first words of an implementation point to. A wrong guess does no harm.
-  const auto parts = [](const void* address) {
-    for (int word = 2; word < 7; ++word) {
-      const std::uintptr_t target = static_cast<const std::uintptr_t*>(address)[word];
-      if (target >> 32) __builtin_prefetch(reinterpret_cast<const void*>(target));
-    }
-  };
-  const bool learns = tensor.group >= 0;
-  switch (stage) {
-    case 0:
-      if (tensor.slot) __builtin_prefetch(tensor.slot);
-      each([&](const Watched& watched) { __builtin_prefetch(handles_->cell_of(watched.object)); });
-      break;
-    case 1:
-      each([&](const Watched& watched) { object(impl(watched)); });
-      break;
-    case 2:
-      each([&](const Watched& watched) { parts(impl(watched)); });
-      break;
-    case 3:
-      if (learns) object(handles_->grad_of(tensor.param.object)->impl);
-      break;
-    default:
-      if (learns) parts(handles_->grad_of(tensor.param.object)->impl);
-  }
-}
-
-// By libtorch's functions alone, and without Python. False: something is not as expected, read_slow has to see.
-bool UpdateTable::read_fast(std::size_t i, bool averaging, bool bump) noexcept {
-  Tensor& tensor = tensors_[i];
-  Entry& entry = table_.entries[i];
-  const Layout& layout = layouts_[tensor.param.layout];
-  entry.base[kGrad] = entry.base[kMean] = nullptr;
-  // One element may be lazily negated, and none has no address.
-  if (layout.numel < 2 || !is_unchanged(tensor.param)) return false;
-  Cell* grad = tensor.group < 0 ? nullptr : handles_->grad_of(tensor.param.object);
-  const bool updated = grad && !handles_->is_undefined(grad);
-  const bool averaged = averaging && tensor.average.object;
-  if (updated) {
-    entry.base[kGrad] = handles_->like(grad, layout, handles_->number(tensor.param.dtype));
-    if (!entry.base[kGrad]) return false;
-  }
-  if (averaged) {
-    if (!is_unchanged(tensor.average)) return false;
-    entry.base[kMean] = tensor.average.data;
-  }
-  if (updated || averaged) {
-    const unsigned wanted = wanted_states(tensor, entry.dtype, updated);
-    if (wanted & ~tensor.has) return false;
-    if (wanted && (tensor.slot_tag == 0 || tensor.slot_tag != dict_tag(tensor.slot))) return false;
-    for (unsigned s = 0; s < tensor.num_states; ++s) {
-      const Watched& state = watched_states_[tensor.first_state + s];
-      if ((wanted >> state.state & 1u) && !is_unchanged(state)) return false;
-    }
-  }
-  if (bump && updated && !handles_->bump_version(handles_->cell_of(tensor.param.object))) return false;
-  if (bump && averaged && !handles_->bump_version(handles_->cell_of(tensor.average.object))) return false;
-  return true;
-}
-
-bool UpdateTable::is_unchanged(const Watched& watched) const noexcept {
-  return handles_->still(handles_->cell_of(watched.object), watched.data, layouts_[watched.layout],
-                         handles_->number(watched.dtype));
-}
-
-// By Python's ways. Throws StaleTable, with the reason, where the table does not fit any more.
-void UpdateTable::read_slow(std::size_t i, bool averaging) {
-  Tensor& tensor = tensors_[i];
-  Entry& entry = table_.entries[i];
-  check_watched(i, tensor.param);
-  entry.base[kGrad] = tensor.group < 0 ? nullptr : read_gradient(i);
-  entry.base[kMean] = nullptr;
-  if (averaging && tensor.average.object) {
-    check_watched(i, tensor.average);
-    entry.base[kMean] = tensor.average.data;
-  }
-  if (!entry.base[kGrad] && !entry.base[kMean]) return;
-  const unsigned wanted = wanted_states(tensor, entry.dtype, entry.base[kGrad]);
-  for (int s = 0; s < kStates; ++s)
-    if (wanted & ~tensor.has & 1u << s) stale(i, std::string("needs a ") + state_keys()[s].words);
-  if (wanted) check_slot(i);
-  for (unsigned s = 0; s < tensor.num_states; ++s) {
-    const Watched& state = watched_states_[tensor.first_state + s];
-    if (wanted >> state.state & 1u) check_watched(i, state);
-  }
-}
-
-// Throws StaleTable unless the parameter's slot holds what the table watches.
-void UpdateTable::check_slot(std::size_t i) {
-  Tensor& tensor = tensors_[i];
-  tensor.pending = false;
-  for (unsigned s = 0; s < tensor.num_states; ++s) {
-    const Watched& state = watched_states_[tensor.first_state + s];
-    const nb::handle stored = find(tensor.slot, state_keys()[state.state].name);
-    const bool missing = !stored || stored.is_none();
-    if (state.state == kBuffer && missing)
-      tensor.pending = true;
-    else if (missing || stored.ptr() != state.object)
-      stale(i, std::string("has another ") + state_keys()[state.state].words + " than before");
-  }
-  tensor.slot_tag = tensor.pending ? 0 : dict_tag(tensor.slot);
-}
-
-// Throws StaleTable unless the tensor lies where it lay, as it lay.
-void UpdateTable::check_watched(std::size_t i, const Watched& watched) const {
-  const bool is_param = watched.object == tensors_[i].param.object;
-  const char* name = watched.state == kStates ? "average" : state_keys()[watched.state].words;
-  const std::string prefix = is_param ? "" : std::string("has a ") + name + " that ";
-  const Layout& layout = layouts_[watched.layout];
-  TensorView view;
-  Dtype dtype;
-  if (const char* why = view_param(watched.object, view, dtype)) stale(i, prefix + why);
-  if (dtype != watched.dtype) stale(i, prefix + "has another dtype than before");
-  if (num_elements(view) != layout.numel) stale(i, prefix + "has another number of elements than before");
-  if (address(view) != watched.data) stale(i, prefix + "has moved to another address");
-  if (!layout.is(view.ndim, view.shape, view.strides)) stale(i, prefix + "has another layout than before");
-}
-
-// Its address; null where there is none.
-void* UpdateTable::read_gradient(std::size_t i) {
-  const nb::handle param = tensors_[i].param.object;
-  const nb::object grad = grad_of(param);
-  if (grad.is_none()) return nullptr;
-  TensorView view, like;
-  Dtype dtype;
-  view_param(param, view, dtype);
-  if (const char* why = view_like(grad, view, dtype, like)) stale(i, std::string("has a gradient that ") + why);
-  return num_elements(view) ? address(like) : &nothing;  // without elements it lies wherever torch says
-}
-
-// What takes one tensor after the other.
-void UpdateTable::settle(std::size_t i) {
-  Tensor& tensor = tensors_[i];
-  Entry& entry = table_.entries[i];
-  void* grad = entry.base[kGrad];
-  if (!grad) return;
-  // Scaled in two places at once it would be anything; backward passes never make such gradients, but people do.
-  if (grad != &nothing && !grads_seen_.insert(grad)) stale(i, "shares its gradient with another parameter");
-  LastStep& last = last_steps_[tensor.group];
-  if (algorithm_ == Algorithm::kSgd) {
-    entry.first = tensor.pending && options_[tensor.group].momentum != 0.0;
-  } else {
-    tensor.step = *tensor.step_at + 1.0f;
-    if (last.step != tensor.step) {
-      last = {tensor.step, static_cast<std::int32_t>(table_.scalars.size())};
-      table_.scalars.push_back(scalars_of(algorithm_, options_[tensor.group], tensor.step));
-    }
-  }
-  entry.scalars = last.scalars;
-}
-
 void UpdateTable::finish(const StepResult& result, const Request& request, bool bumped) {
   const bool updated = !result.skipped;
   const bool scaled = updated && request.max_norm && request.write_back && result.clip_coef != 1.0f;
@@ -465,7 +245,12 @@ void UpdateTable::finish(const StepResult& result, const Request& request, bool 
     if (entry.base[kMean] && late) bump(cell(tensor.average.object), nb::borrow(tensor.average.object));
   }
   if (left.size()) increment_versions(left);
-  for (std::size_t i = 0; request.zero && i < tensors_.size(); ++i) {
+  if (request.zero) drop_gradients();
+}
+
+void UpdateTable::drop_gradients() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (handles_) prefetch_gradient(i);
     const Tensor& tensor = tensors_[i];
     if (tensor.group < 0) continue;
     if (handles_)

@@ -13,6 +13,7 @@
 #include "address_set.h"
 #include "chunk_table.h"
 #include "group_options.h"
+#include "state_keys.h"
 #include "torch_handles.h"
 
 namespace fastrunner {
@@ -54,8 +55,6 @@ class UpdateTable {
   void clear();
 
  private:
-  enum State : std::uint8_t { kBuffer, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kStep, kStates };
-
   // A tensor that must be what it was when the table was built. Its object is borrowed from one of the lists below.
   struct Watched {
     PyObject* object = nullptr;
@@ -98,8 +97,10 @@ class UpdateTable {
   bool is_unchanged(const Watched& watched) const noexcept;
   unsigned wanted_states(const Tensor& tensor, Dtype dtype, bool updated) const noexcept;
   void prefetch(std::size_t i, int stage) const noexcept;
+  void prefetch_gradient(std::size_t i) const noexcept;
   StepResult run(const std::optional<Clip>& clip, const std::optional<EmaScalars>& ema);
   void finish(const StepResult& result, const Request& request, bool bumped);
+  void drop_gradients();
   [[noreturn]] void stale(std::size_t i, const std::string& what) const;
 
   Algorithm algorithm_;

@@ -204,7 +204,8 @@ class ParamTable:
                 self._rest.drop_gradients()
         if momentum is not None:
             self._rest_ema.momentum = momentum
-            self._rest_ema.update()
+            if self._rest_ema.params:  # no_grad alone takes several microseconds
+                self._rest_ema.update()
         return grad_norm
 
     def take_over(self, before: Table) -> None:
