@@ -49,6 +49,7 @@ const char* view_plain(nb::handle tensor, TensorView& view) {
     return "has no plain memory (sparse, meta or complex-conjugated)";
   }
   if (view.device.device_type != nb::device::cpu::value) return "is not on the CPU";
+  if (!view.data && num_elements(view)) return "has no memory";  // its storage was freed behind its back
   // DLPack does not tell of torch's lazy negation. Such a view of complex memory has gaps between its elements, unless
   // it has only one; and then autograd does produce it.
   if (num_elements(view) == 1 && nb::cast<bool>(tensor.attr("is_neg")())) return "is a lazily negated view";

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -37,15 +38,22 @@ def shared_gradients(params: Iterable[Tensor]) -> set[int]:
     return {owner for group in owners.values() if len(group) > 1 for owner in group}
 
 
+def check_allocated(name: str, what: str, tensor: object) -> None:
+    """Raise RuntimeError if a tensor's storage was freed (``untyped_storage().resize_(0)``): torch would crash."""
+    if _has_memory(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+        raise RuntimeError(f"{name}: its {what} has no memory, the storage was freed; give it back before the step")
+
+
 def home(tensor: Tensor) -> int:
     """The same for tensors that begin in the same memory."""
     return tensor.data_ptr() if _has_memory(tensor) and tensor.numel() > 0 else id(tensor)
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def _has_memory(tensor: object) -> TypeGuard[Tensor]:
     """Subclasses may wrap other tensors and have none of their own."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return plain and tensor.device.type in ("cpu", "cuda")
+    if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return tensor.layout == torch.strided and tensor.device.type in ("cpu", "cuda")
 
 
 def _last_index(tensor: Tensor) -> int:

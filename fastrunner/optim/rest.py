@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .algorithms import Algorithm, Live
 from .masters import followed, needs_master
-from .memory import home
+from .memory import check_allocated, home
 from .names import ParamGroups, State
 
 
@@ -25,6 +25,16 @@ class Rest:
 
     def add(self, group: int, name: str, param: Tensor) -> None:
         self._params.append((group, name, param))
+
+    def check_memory(self, state: State) -> None:
+        """Raise RuntimeError if the storage of one with a gradient was freed, or that of its gradient or state."""
+        for _, name, param in self._params:
+            if param.grad is None:
+                continue
+            check_allocated(name, "parameter", param)
+            check_allocated(name, "gradient", param.grad)
+            for key, value in state.get(param, {}).items():
+                check_allocated(name, key, value)
 
     def sum_squares(self) -> float:
         """Of all their gradients, in float64.

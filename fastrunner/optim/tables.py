@@ -18,7 +18,7 @@ from .algorithms import Algorithm
 from .ema_term import EmaTerm
 from .masters import KEY as MASTER
 from .masters import master_of, needs_master
-from .memory import shared_gradients, shared_memory
+from .memory import check_allocated, shared_gradients, shared_memory
 from .names import ParamGroups, State, name_of
 from .rest import Rest
 
@@ -61,6 +61,7 @@ class ParamTable:
         isa: instruction set by name; None: the best, or what ``FASTRUNNER_ISA`` forces.
     Raises:
         ValueError: something in ``state`` is not a tensor of its parameter's shape.
+        RuntimeError: the memory of a parameter, its gradient or its state was freed.
     Cost: a few microseconds a parameter; wanted when parameters or state are replaced, not in each step.
     """
 
@@ -96,6 +97,9 @@ class ParamTable:
                 if refused is not None:
                     self.rest[g, i] = refused
                     self._rest.add(g, name, param)
+        self._rest.check_memory(
+            state
+        )  # before the table is kept: with its memory back, a parameter is the core's again
         averages = self._add_averages(ema, sharing)
         lists = (self._params, self._groups, self._slots, self._states, averages)
         self._core = _core.UpdateTable(algorithm.name, param_groups, state, *lists, isa)
@@ -153,6 +157,7 @@ class ParamTable:
                 known = self._states[index[id(param)]] if id(param) in index else None
                 fits = fits and ema.of_masters and known is not None
             if not fits:
+                check_allocated("an averaged parameter", "average", average)
                 rest.append((param, average))
             elif id(param) in index:
                 averages[index[id(param)]] = average
@@ -190,8 +195,11 @@ class ParamTable:
         Raises:
             fastrunner._core.StaleTable: this table no longer describes the optimizer; nothing was written.
             TypeError: an option is not a number, or a sparse gradient was to be clipped.
-            RuntimeError: torch cannot update one of the rest either.
+            RuntimeError: torch cannot update one of the rest either, or memory of one was freed; in the second case
+                nothing was written.
         """
+        if self.rest:
+            self._rest.check_memory(state)
         rest_sum = self._rest.sum_squares() if self.rest and (max_norm is not None or skip_nonfinite) else 0.0
         momentum = float(self.ema.momentum) if average and self.ema is not None else None
         grad_norm, clip_coef, skipped = self._core.step(
@@ -221,6 +229,7 @@ def _fitted(key: str, param: Tensor, slot: dict[str, Any], name: str) -> tuple[T
             f"{name}: its {key} is {what}, the parameter has shape {tuple(param.shape)}; "
             "load the state of a model of the same shapes, or delete optimizer.state[parameter]"
         )
+    check_allocated(name, key, stored)
     why = _core.refusal(stored, param, as_float=True)
     plain = type(stored) is Tensor and (stored.device, stored.layout) == (param.device, torch.strided)
     dtypes = (torch.float32, param.dtype) if needs_master(param) else (torch.float32,)

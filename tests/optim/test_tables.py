@@ -422,3 +422,27 @@ def test_dense_layouts_are_taken(name: str) -> None:
 @pytest.mark.parametrize("name", NOT_DENSE)
 def test_gaps_and_overlaps_are_refused(name: str) -> None:
     assert _core.refusal(NOT_DENSE[name]) == "is not dense: its elements overlap or have gaps between them"
+
+
+@pytest.mark.parametrize("what", ["parameter", "gradient", "momentum_buffer"])
+def test_freed_memory_is_an_error_by_name_and_nothing_is_written(what: str, reader: str) -> None:
+    """Storage resized to nothing, as sharding does between uses. torch's own step may end the process."""
+    params = [nn.Parameter(torch.ones(70_000)) for _ in range(2)]
+    optimizer = FusedSGD(params, lr=0.1, momentum=0.9)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    victim = params[1]
+    grad = victim.grad
+    assert grad is not None
+    tensor = {"parameter": victim.data, "gradient": grad, "momentum_buffer": optimizer.state[victim]["momentum_buffer"]}
+    before = params[0].detach().clone()
+    tensor[what].untyped_storage().resize_(0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=f"group 0, parameter 1: its {what} has no memory"):
+            optimizer.step(max_norm=1.0)
+    assert torch.equal(params[0], before)
+    tensor[what].untyped_storage().resize_(70_000 * 4)
+    tensor[what].fill_(1.0)
+    optimizer.step(max_norm=1.0)
+    assert optimizer.rest == {}
