@@ -208,6 +208,11 @@ class Beside:
         """Whether it is this recipe's turn, and the other process is free."""
         return self._auto.may_begin() and all(job is None for job in self._jobs.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no graph and none to come: then an iteration has nothing to ask."""
+        return not self._auto.may_begin() and not self.compiling
+
     def begin(self, key: Any, graph: GraphModule, args: Sequence[Tensor]) -> None:
         """Start compiling; raises what ``Job`` raises."""
         try:

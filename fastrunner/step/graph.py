@@ -138,6 +138,8 @@ class GraphStep:
             ends: the iteration ends in an update.
             factor: what the loss is divided by, where gradients add up.
         """
+        if self._beside is not None and self._beside.idle:
+            return None
         average = None if self._ema is None else self._ema.average_at(iteration)
         averages, call = average is not None, self._last
         tensors = None if call is None or self._doubtful else call.tensors(batch, averages, ends)
@@ -188,6 +190,8 @@ class GraphStep:
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it would not see."""
+        if self._beside is not None and self._beside.idle:
+            return below(runner)
         look, self._look = self._look, False
         self.doubt()  # what it left in .grad is let go before the next graph
         if not look:

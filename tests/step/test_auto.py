@@ -225,6 +225,7 @@ def test_a_second_run_that_knows_of_nothing_faster_starts_nothing(monkeypatch):
     del jobs[:]
     runner, losses = train(MLP, "auto", 12)
     assert "decided by an earlier run: fused" in told(runner)
+    assert graph_of(runner)._binding is None  # nor does an iteration look at anything any more
     assert jobs == []
     assert losses == train(MLP, "fused", 12)[1]
 
