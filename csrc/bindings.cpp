@@ -4,10 +4,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 #include <omp.h>
 
 #include "aot_step.h"
+#include "image_resize.h"
 #include "torch_reader.h"
 #include "update_table.h"
 
@@ -63,6 +65,20 @@ NB_MODULE(_core, m) {
   m.def("openmp_library", &openmp_library, "File of the OpenMP runtime that the core was linked to: torch's own.");
   m.def("refusal", &refusal, "tensor"_a, "like"_a.none() = nb::none(), "as_float"_a = false,
         "Why the core cannot update this tensor, or not together with a parameter `like` it; None if it can.");
+
+  m.def(
+      "resize_image",
+      [](std::uintptr_t image, std::int64_t height, std::int64_t width, std::uintptr_t out, std::int64_t out_height,
+         std::int64_t out_width, int channels, bool mirror, bool planar, std::optional<std::string> isa) {
+        resize_image({reinterpret_cast<const std::uint8_t*>(image), height, width},
+                     {reinterpret_cast<std::uint8_t*>(out), out_height, out_width}, channels, mirror, planar,
+                     choose_isa(isa ? isa->c_str() : nullptr).loops);
+      },
+      "image"_a, "height"_a, "width"_a, "out"_a, "out_height"_a, "out_width"_a, "channels"_a, "mirror"_a, "planar"_a,
+      "isa"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>(), "Resize one image of bytes.");
+  m.def(
+      "dali_resize", [] { return dali_resize(choose_isa().loops); },
+      "Addresses of (setup, run planar, run interleaved) for DALI's operator that calls functions.");
 
   nb::class_<UpdateTable>(m, "UpdateTable", nb::type_slots(table_slots),
                           "Parameters of an optimizer, and all that a step reads and writes, as one list of chunks.")

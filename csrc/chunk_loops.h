@@ -1,4 +1,5 @@
-// chunk_loops.h: what every instruction set provides. Each loop runs over one chunk: at most kChunk consecutive values.
+// chunk_loops.h: what every instruction set provides. Each loop runs over one chunk: at most kChunk consecutive values;
+// those of a resize over one row of an image.
 //
 // One source gives all of them: isa_<name>.cpp defines FR_ISA, includes loops/*.h and is compiled for that CPU. All
 // give the same bits, because nothing is contracted (-ffp-contract=off), a fused multiply-add is written where one is
@@ -82,6 +83,21 @@ using Widen = void(float* out, const std::uint16_t* in, std::int64_t n) noexcept
 using Narrow = void(std::uint16_t* out, const float* in, std::int64_t n) noexcept;
 using Follow = void(float* master, const std::uint16_t* p, std::int64_t n) noexcept;
 
+// Of a resize: which values each output position is made of, and how much of each.
+struct Taps {
+  std::int64_t size;          // output positions
+  std::int64_t most;          // weights of each; where fewer count the last are 0
+  const std::int32_t* first;  // (size,)
+  const float* weights;       // (size, most); they add up to 1
+};
+struct RowOut {
+  std::uint8_t* data;
+  std::int64_t pixel_stride, channel_stride;  // in bytes
+};
+using AddRow = void(float* sum, const std::uint8_t* row, std::int64_t n, float weight, bool first) noexcept;
+using ShrinkRow = void(const float* row, const Taps& taps, int channels, std::int32_t* levels,
+                       const RowOut& out) noexcept;
+
 struct HalfLoops {
   Widen* widen;
   Narrow* narrow;
@@ -93,6 +109,8 @@ struct ChunkLoops {
   Update* adam_update;
   Average* average;
   HalfLoops bfloat16, float16;
+  AddRow* add_row;
+  ShrinkRow* shrink_row;
 };
 
 }  // namespace fastrunner

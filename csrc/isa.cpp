@@ -14,12 +14,16 @@ namespace fastrunner {
   Widen widen_bfloat16, widen_float16;                                          \
   Narrow narrow_bfloat16, narrow_float16;                                       \
   Follow follow_bfloat16, follow_float16;                                       \
+  AddRow add_row;                                                               \
+  ShrinkRow shrink_row;                                                         \
   const ChunkLoops loops = {sum_squares,                                        \
                             sgd_update,                                         \
                             adam_update,                                        \
                             average,                                            \
                             {widen_bfloat16, narrow_bfloat16, follow_bfloat16}, \
-                            {widen_float16, narrow_float16, follow_float16}};   \
+                            {widen_float16, narrow_float16, follow_float16},    \
+                            add_row,                                            \
+                            shrink_row};                                        \
   }
 FR_DECLARE(scalar)
 FR_DECLARE(avx2)

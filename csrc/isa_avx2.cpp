@@ -10,4 +10,5 @@
 #include "loops/ema.h"
 #include "loops/half.h"
 #include "loops/norm.h"
+#include "loops/resize.h"
 #include "loops/sgd.h"

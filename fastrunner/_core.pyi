@@ -120,3 +120,25 @@ def refusal(tensor: Tensor, like: Tensor | None = None, as_float: bool = False) 
 
     With `like` the dtype has to be the parameter's, or float32 if `as_float`.
     """
+
+def resize_image(
+    image: int,
+    height: int,
+    width: int,
+    out: int,
+    out_height: int,
+    out_width: int,
+    channels: int,
+    mirror: bool,
+    planar: bool,
+    isa: str | None = None,
+) -> None:
+    """Resize one image of bytes: addresses of ``image``, (height, width, channels), and of ``out``.
+
+    ``out`` is (out_height, out_width, channels), or with ``planar`` (channels, out_height, out_width). Triangular
+    filter, widened where the image shrinks (Pillow's BILINEAR). Raises ValueError for sizes below 1, or channels that
+    are not 1 to 4. Leaves the GIL.
+    """
+
+def dali_resize() -> tuple[int, int, int]:
+    """Addresses of (setup, run planar, run interleaved) for DALI's operator that calls functions."""

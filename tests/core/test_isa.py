@@ -96,7 +96,7 @@ def test_each_isa_exports_its_loops_and_nothing_else(assembly: tuple[str, str]) 
     visible = set(re.findall(r"^\t\.(?:globl|weak)\t(\S+)$", text, re.M))
     names = subprocess.run(["c++filt", *visible], check=True, capture_output=True, text=True).stdout.split("\n")
     halves = [f"{verb}_{half}" for verb in ("widen", "narrow", "follow") for half in ("bfloat16", "float16")]
-    loops = ["sum_squares", "sgd_update", "adam_update", "average", *halves]
+    loops = ["sum_squares", "sgd_update", "adam_update", "average", *halves, "add_row", "shrink_row"]
     assert {name.split("(")[0] for name in names if name} == {f"fastrunner::{isa}::{loop}" for loop in loops}
 
 

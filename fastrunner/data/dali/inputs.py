@@ -75,6 +75,13 @@ def has_input(kind: str) -> bool:
     return inputs is not None and any(hasattr(inputs.dataset, name) for name in needs.get(kind, ()))
 
 
+def image_channels() -> int:
+    """Channels of the images of the loader that is building: those of its arrays, or the three that are decoded."""
+    inputs = _declaring.get()
+    images = None if inputs is None else getattr(inputs.dataset, "images", None)
+    return 3 if images is None else int(images.shape[-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """One input of the pipeline.
