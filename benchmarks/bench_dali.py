@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fastrunner import ClassificationTrain, DaliLoader, ImageFolder, sample_input
+from fastrunner import ClassificationTrain, DaliLoader, ImageFolder, IterLoader, sample_input
 from fastrunner.bench import machine
 from fastrunner.bench.measure import interleaved
 from fastrunner.data.builtin import _photographs
@@ -58,10 +58,9 @@ def make_files(root: Path, count: int = 256) -> None:
 
 
 def endless(loader: DaliLoader) -> Callable[[], Any]:
-    """A function that gives the next batch, over epoch ends."""
+    """A function that gives the next batch, over epoch ends, and does not keep it."""
     loader.prefetch_over_epoch_end = True
-    batches = (batch for _ in iter(int, 1) for batch in loader)
-    return lambda: next(batches)
+    return IterLoader(loader).__next__
 
 
 def timed(give: Callable[[], Any], batches: int, warm: int = 4) -> Callable[[], float]:
@@ -203,9 +202,10 @@ def wait(root: Path, num_iters: int) -> dict[str, Any]:
     asked, given = [], []
     for _ in range(num_iters + len(loader)):
         asked.append(time.perf_counter())
-        give()
+        batch = give()
         given.append(time.perf_counter())
         time.sleep(1.5 * loading)
+        del batch  # as the runners do: a step holds its batch, and lets go of it before it asks for the next
     stats = loader.stats()
     loader.close()
     waits = [b - a for a, b in zip(asked, given, strict=True)][len(loader) :]

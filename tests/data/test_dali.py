@@ -18,7 +18,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 from nvidia.dali import pipeline_def
 
-from fastrunner import DaliLoader, sample_input
+from fastrunner import DaliLoader, IterLoader, sample_input
 from fastrunner.data.dali.pipelines import ClassificationEval, ClassificationTrain
 from fastrunner.data.order import epoch_indices
 
@@ -335,6 +335,20 @@ def test_memory_is_steady(folder):
     gc.collect()
     # 30 epochs' images are 1.6 MB, their inputs 0.1: a leak of either would be seen; allocators keep less than that
     assert resident() - before < 1_000_000
+
+
+def test_a_batch_is_freed_by_the_thread_that_makes_them(folder):
+    """And not kept: behind the batch in use there is at most the one before, until the next is made."""
+    loader = make(folder, prefetch=2)
+    loader.prefetch_over_epoch_end = True
+    batches = IterLoader(loader)
+    for _ in range(12):
+        batch = next(batches)
+        wait_until(lambda: loader.num_ready == 2)
+        lent = list(loader._producer._lent)
+        assert len(lent) <= 2 + 2
+        assert batch["img"].data_ptr() in [alias.data_ptr() for aliases in lent for alias in aliases]
+    batches.close()
 
 
 @pytest.mark.parametrize("what", ["nothing", "close", "collect", "iterate"])
