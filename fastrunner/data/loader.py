@@ -194,14 +194,16 @@ class EpochLoader(ABC):
         """
         self.seed = state.get("seed", self.seed)
         epoch, position = state["epoch"], state["position"]
-        samples = state.get("samples", position * self.order.stride)
+        samples = state.get("samples", position * self.order.stride)  # not 0 at position 0 of an epoch that goes on
         if state.get("num_samples", self.order.num_samples) != self.order.num_samples:
             _logger.warning(
                 f"the data had {state['num_samples']} samples when this was saved, and has {self.order.num_samples} "
                 "now: the order of samples is another one"
             )
-        if position:
-            position = min(self.order.go_on(epoch, samples), len(self))
+        before = self.order.shifted
+        position = min(self.order.go_on(epoch, samples), len(self))
+        if self.order.shifted != before:
+            self.close()  # what was made ahead are other samples
         self.seek(epoch, position)
 
     def close(self) -> None:

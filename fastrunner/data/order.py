@@ -108,6 +108,7 @@ class BatchOrder:
         drop_last: leave out the last, incomplete batch of each epoch.
     Attributes:
         seed: may be changed at any time: what follows is another order.
+        shifted: (epoch, shift): that epoch was begun by ranks or batches of another number; see ``go_on``.
     Raises:
         ValueError: nothing to order, a rank outside the world, or a batch_size that is not positive.
     """
@@ -128,7 +129,7 @@ class BatchOrder:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         self.num_samples, self.batch_size, self.seed, self.shuffle = num_samples, batch_size, seed, shuffle
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-        self._shifted = (-1, 0)  # (epoch, shift): the epoch was begun by ranks or batches of another number
+        self.shifted = (-1, 0)
         self._block: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
 
     @property
@@ -150,7 +151,7 @@ class BatchOrder:
         return self._samples(0)
 
     def _shift(self, epoch: int) -> int:
-        return self._shifted[1] if epoch == self._shifted[0] else 0
+        return self.shifted[1] if epoch == self.shifted[0] else 0
 
     def _samples(self, shift: int) -> int:
         """Samples of this rank in an epoch."""
@@ -192,7 +193,7 @@ class BatchOrder:
         Where they are no whole number of batches, this epoch's batches are shifted: nothing is seen twice.
         """
         position, shift = divmod(samples, self.stride)
-        self._shifted, self._block = (epoch, shift), None
+        self.shifted, self._block = (epoch, shift), None
         return position
 
 

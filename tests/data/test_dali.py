@@ -117,6 +117,14 @@ def test_a_resumed_loader_continues_with_the_same_bytes(folder, three_epochs, ep
     assert_same(epochs(loader, 3 - epoch), three_epochs[6 * epoch + position :])
 
 
+def test_a_running_loader_takes_a_state_of_batches_of_another_size(folder):
+    order = [i for batch in make(folder, batch_size=2) for i in batch["gt_label"].tolist()]
+    loader = make(folder, batch_size=4)
+    take(loader, 2)
+    loader.load_state_dict(make(folder, batch_size=3).state_at(0, 3))  # 9 samples: position 2 as well
+    assert [i for batch in loader for i in batch["gt_label"].tolist()] == order[9:]
+
+
 def test_seek_back_and_forth_on_a_running_loader(folder, three_epochs):
     loader = make(folder)
     loader.prefetch_over_epoch_end = True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastrunner import IterLoader, build_dataloader
+from fastrunner import ArrayDataset, IterLoader, build_dataloader
 from fastrunner.registry import DATASETS
 
 
@@ -26,6 +27,10 @@ class Numbers(Dataset):
 
 def epochs_of(loader, count):
     return [[batch.tolist() for batch in loader] for _ in range(count)]
+
+
+def joined(loader):
+    return [i for batch in loader for i in batch.tolist()]
 
 
 def test_iter_loader_over_a_list_counts_epochs_and_positions():
@@ -72,6 +77,36 @@ def test_state_in_any_number_of_batches_and_ranks():
     wider.load_state_dict(state)
     assert next(wider).tolist() == [*rest[0], *rest[1]]
     assert whole.state_dict(unused=1) == {**whole.state_dict(), "position": 4, "samples": 8}
+
+
+def test_batches_of_another_size_go_on_again_within_their_first_batch():
+    order = joined(build_dataloader(Numbers(), 2, 0, seed=7))
+    wide = build_dataloader(Numbers(), 8, 0, seed=7)
+    wide.load_state_dict(build_dataloader(Numbers(), 2, 0, seed=7).state_at(0, 2))
+    state = wide.state_dict()
+    assert (state["position"], state["samples"]) == (0, 4)
+    for batch_size in (3, 8):
+        again = build_dataloader(Numbers(), batch_size, 0, seed=7)
+        again.load_state_dict(state)
+        assert joined(again) == order[4:]
+        again.load_state_dict(again.state_at(1, 0))  # and epochs that begin by themselves are whole
+        assert sorted(joined(again)) == list(range(10))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [Numbers, lambda n: ArrayDataset(dict(x=np.arange(n)))], ids=["torch", "arrays"])
+def test_a_loader_at_work_takes_a_state_of_batches_of_another_size(kind, num_workers):
+    def flat(batches):
+        return [int(i) for batch in batches for i in (batch["x"] if isinstance(batch, dict) else batch)]
+
+    order = flat(build_dataloader(kind(40), 2, 0, seed=7))
+    loader = build_dataloader(kind(40), 4, num_workers, seed=7)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    loader.load_state_dict(build_dataloader(kind(40), 6, 0, seed=7).state_at(0, 3))  # 18 samples: position 4 as well
+    assert flat(loader) == order[18:]
+    loader.close()
 
 
 def test_state_of_data_that_has_grown(caplog):

@@ -56,7 +56,7 @@ class Feed:
         """The batch, with all its inputs."""
         per_block = max(1, _BLOCK // self.order.batch_size)
         number, place = divmod(position, per_block)
-        key = (epoch, number, self.order.seed, len(self.unreadable))
+        key = (epoch, number, self.order.seed, self.order.shifted, len(self.unreadable))
         if self._block is None or self._block[0] != key:
             self._block = (key, *self._make_block(epoch, number * per_block, per_block))
         rows = slice(place * self.order.batch_size, (place + 1) * self.order.batch_size)
