@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 from nvidia.dali import fn, pipeline_def
 
 from fastrunner import ClassificationEval, ClassificationTrain, DaliLoader, build_dataloader, sample_input
+from fastrunner.data.dali.producer import Producer
 from fastrunner.data.order import epoch_indices
 
 N, SIZE = 23, (24, 32)
@@ -71,6 +73,24 @@ def test_a_broken_file_is_named(folder, content, reason, pipeline):
     assert len(os.listdir("/proc/self/task")) == threads  # though the error is still in somebody's hands
     loader.seek(0, 4)  # past the broken file it goes on
     assert next(iter(loader))["gt_label"].tolist() == [16, 17, 18, 19]
+
+
+def test_an_error_waits_for_its_turn_where_the_thread_is_ahead_of_who_waits(folder, monkeypatch):
+    loader = make(with_broken(folder, {10: None}), prefetch=4)  # in the third batch
+    wait = Producer._wait
+
+    def wait_late(self):
+        deadline = time.monotonic() + 60
+        while self._error is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return wait(self)
+
+    monkeypatch.setattr(Producer, "_wait", wait_late)
+    batches = iter(loader)
+    assert [len(next(batches)["img"]) for _ in range(2)] == [4, 4]
+    with pytest.raises(RuntimeError, match="broken10"):
+        next(batches)
 
 
 def test_a_broken_file_that_was_made_ahead_and_dropped_is_nobody_s_business(folder):

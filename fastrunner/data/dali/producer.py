@@ -143,9 +143,9 @@ class Producer:
     def _wait(self) -> Batch:
         """The next batch where none is ready: made here, unless the thread is at it."""
         with self._work:
-            if self._error is not None:
-                raise self._error
             while not self._ready:
+                if self._error is not None:  # of a batch behind those that lay ready
+                    raise self._error
                 assert self._running or self._may_feed(), "a batch was asked for that must not be made yet"
                 self._advance()
             batch = self._ready.popleft()
