@@ -76,16 +76,19 @@ def test_the_fused_pass_is_the_operations_one_by_one():
 
 def test_layouts_and_types():
     planar = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))
-    crop = dict(type="CenterCrop", size=(4, 5))
+    crop, hwc = dict(type="CenterCrop", size=(4, 5)), dict(type="Layout", order="HWC")
     wanted = IMAGES[:, 2:6, 1:6]
-    cases = [
-        (ArrayDataset(dict(img=IMAGES), [crop]), wanted),
+    cases = [  # each is compiled: every layout and every type once, not all of them with each other
         (ArrayDataset(dict(img=IMAGES), [crop, dict(type="Layout", order="CHW")]), wanted.transpose(0, 3, 1, 2)),
-        (ArrayDataset(dict(img=planar), [crop], layout="CHW"), wanted.transpose(0, 3, 1, 2)),
-        (ArrayDataset(dict(img=planar), [crop, dict(type="Layout", order="HWC")], layout="CHW"), wanted),
-        (ArrayDataset(dict(img=IMAGES), [crop, dict(type="Cast", dtype="float64")]), wanted.astype(np.float64)),
+        (
+            ArrayDataset(dict(img=planar), [crop, dict(type="Cast", dtype="float64")], layout="CHW"),
+            wanted.transpose(0, 3, 1, 2).astype(np.float64),
+        ),
+        (
+            ArrayDataset(dict(img=planar.astype(np.float32)), [Normalize(2, 4), hwc], layout="CHW"),
+            (IMAGES - np.float32(2)) / 4,
+        ),
         (ArrayDataset(dict(img=IMAGES.astype(np.int16) - 100), [crop]), wanted.astype(np.int16) - 100),
-        (ArrayDataset(dict(img=IMAGES.astype(np.float32)), [crop, Normalize(2, 4)]), (wanted - np.float32(2)) / 4),
     ]  # fmt: skip
     for dataset, expected in cases:
         (batch,) = build_dataloader(dataset, N, 0, shuffle=False)

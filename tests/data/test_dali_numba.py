@@ -13,6 +13,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from fastrunner import ClassificationTrain, DaliLoader
 from fastrunner.data.crops import NUM_UNIFORMS
+from fastrunner.data.dali import augment
 from fastrunner.data.dali.augment import ERRORS
 from fastrunner.data.rng import uniforms
 
@@ -81,7 +82,8 @@ def test_augment_needs_the_cpu():
 
 
 def test_without_numba(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.numba.fn.experimental", None)
+    augment._operator.cache_clear()
+    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.numba", None)
     with pytest.raises(ImportError, match=r"pip install fastrunner\[numba\]"):
         list(DaliLoader(folder, pipeline=ClassificationTrain(SIZE, augment=cutout), batch_size=4))
 

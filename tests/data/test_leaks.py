@@ -49,7 +49,7 @@ class Model(TinyModel):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_memory_is_steady_over_100_epochs(early):
-    dataset = ArrayDataset(dict(x=np.zeros((256, 4096), np.float32)))  # 256 kB a batch: a leak would be 400 MB
+    dataset = ArrayDataset(dict(x=np.zeros((64, 4096), np.float32)))  # 256 kB a batch: a leak would be 100 MB
     loader = build_dataloader(dataset, 16, 2, seed=1)
     loader.prefetch_over_epoch_end = early
     endless = IterLoader(loader)

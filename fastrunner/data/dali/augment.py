@@ -6,6 +6,7 @@ held goes into the batch. ``Errors`` notices it instead.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,21 +27,24 @@ def numba_augment(function: Augment, image: Any, *numbers: Any) -> Any:
     Raises:
         ImportError: numba is not installed.
         numba.core.errors.NumbaError: the function cannot be compiled; the message has file and line.
-    Cost: compiling takes 1 to 2 s, once for each pipeline that is built.
+    Cost: compiling takes 1 to 2 s, once for each function in a process.
     """
+    return _operator(function, len(numbers))(image, *numbers)
+
+
+@functools.lru_cache(maxsize=32)  # a pipeline is built again for each sample that is suspected when one fails
+def _operator(function: Augment, num_numbers: int) -> Any:
     _, _, types = import_dali()
     try:
-        from nvidia.dali.plugin.numba.fn.experimental import numba_function
+        from nvidia.dali.plugin.numba import NumbaFunction
     except ImportError as error:
         raise ImportError("numba_augment needs numba: pip install fastrunner[numba]") from error
-    return numba_function(
-        image,
-        *numbers,
+    return NumbaFunction(
         run_fn=function,
         setup_fn=_like_first,
-        in_types=[types.UINT8] + [types.FLOAT] * len(numbers),
+        in_types=[types.UINT8] + [types.FLOAT] * num_numbers,
         out_types=[types.UINT8],
-        ins_ndim=[3] + [1] * len(numbers),
+        ins_ndim=[3] + [1] * num_numbers,
         outs_ndim=[3],
         batch_processing=False,
     )
