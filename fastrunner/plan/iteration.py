@@ -56,7 +56,8 @@ class Terms:
         hook, fused = self.optimizer_hook, is_fused(runner.step.updater)
         if type(hook) is not OptimizerHook or self.timer is None or runner.batch_processor is not None:
             return False
-        return (hook.grad_clip is None or self.folds_clip) and (self.ema is None or fused)
+        clips = hook.grad_clip is None or self.folds_clip or holds_in_order(runner.step.updater, runner.model)
+        return clips and (self.ema is None or fused)
 
     def refuse_graph(self, runner: BaseRunner) -> str | None:
         """Why an iteration of these terms cannot be one graph; None if it can, as far as hooks are concerned."""
@@ -95,7 +96,7 @@ def make_iteration(plan: RunPlan, runner: BaseRunner, terms: Terms, places: Plac
     by_model, waits, calls_after = runner.batch_processor is None, not started, bool(between or after or last)
     update, update_call = None, None
     if terms.optimizer_hook is not None:
-        update = make_update(terms.optimizer_hook, runner.step.updater, terms.folds_clip, terms.ema)
+        update = make_update(terms.optimizer_hook, runner.model, runner.step.updater, terms.folds_clip, terms.ema)
         update_call = plan.call_of(terms.optimizer_hook, "after_train_iter")
 
     def iteration(runner: BaseRunner) -> None:
@@ -169,11 +170,12 @@ def make_iteration(plan: RunPlan, runner: BaseRunner, terms: Terms, places: Plac
 
 
 def make_update(
-    hook: OptimizerHook, optimizer: Any, folds_clip: bool, ema: EMAHook | None
+    hook: OptimizerHook, model: Any, optimizer: Any, folds_clip: bool, ema: EMAHook | None
 ) -> Callable[[BaseRunner], None]:
     """What OptimizerHook does, and EMAHook where it follows directly."""
     basis, fused = hook.fold_basis(optimizer), is_fused(optimizer)
     clip, called = basis[0], isinstance(hook, SteppingHook)  # accumulation, a loss scale: in graphs only
+    listed = clip is not None and holds_in_order(optimizer, model)  # a walk over the modules takes 10 us and more
 
     def update(runner: BaseRunner) -> None:
         if called or hook.fold_basis(optimizer) != basis:  # not what this was made for
@@ -194,7 +196,10 @@ def make_update(
             runner.log_buffer.append((outputs["num_samples"], {"grad_norm": optimizer.grad_norm}))
             return
         if clip is not None:
-            grad_norm = hook.clip_grads(runner.model.parameters())
+            if listed and runner.model is model:
+                grad_norm = hook.clip_grads([p for group in optimizer.param_groups for p in group["params"]])
+            else:
+                grad_norm = hook.clip_grads(runner.model.parameters())
             if grad_norm is not None:
                 runner.log_buffer.update({"grad_norm": grad_norm}, outputs["num_samples"])
         if average is None:
@@ -206,6 +211,12 @@ def make_update(
             average.update()
 
     return update
+
+
+def holds_in_order(optimizer: Any, model: Any) -> bool:
+    """Whether the optimizer's parameters are the model's, in the model's order: the norm of a list depends on it."""
+    groups = getattr(optimizer, "param_groups", ())
+    return [id(p) for group in groups for p in group["params"]] == [id(p) for p in model.parameters()]
 
 
 def make_plain_iteration(plan: RunPlan, before: Calls, after: Calls) -> Call:

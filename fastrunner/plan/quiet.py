@@ -31,7 +31,8 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
     hook, timer, ema = terms.optimizer_hook, terms.timer, terms.ema
     assert hook is not None
     assert timer is not None
-    max_norm = None if hook.grad_clip is None else hook.grad_clip["max_norm"]
+    max_norm = None if hook.grad_clip is None or not terms.folds_clip else hook.grad_clip["max_norm"]
+    clips_before = hook.grad_clip is not None and not terms.folds_clip
     update_call, clock = plan.call_of(hook, "after_train_iter"), time.perf_counter
 
     def quiet(runner: BaseRunner) -> bool:
@@ -64,7 +65,16 @@ def make_quiet(plan: RunPlan, runner: BaseRunner, terms: Terms, *, writes: bool)
                 check_loss(outputs)  # says what is wrong with the loss, if it is the loss
                 raise
             average = None if ema is None else ema.average_at(runner._iter)
-            if max_norm is not None:
+            if clips_before:  # the optimizer holds the model's parameters, in its order
+                grad_norm = hook.clip_grads([p for group in updater.param_groups for p in group["params"]])
+                if average is None:
+                    updater.step()
+                else:
+                    updater.step(ema=average)
+                now = clock()
+                norms = () if grad_norm is None else (grad_norm,)
+                buffer.append((count, kept, waited, now - timer.t, *norms))
+            elif max_norm is not None:
                 if average is None:
                     grad_norm = updater.clipped_step(max_norm)
                 else:
