@@ -140,5 +140,7 @@ def curve(values: Sequence[float], every: int) -> str:
 def svg(height: float, parts: Sequence[str], label: str) -> str:
     """Parts as one picture, with a name for those who do not see it."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
+        f'<figure><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+        + "".join(parts)
+        + "</svg></figure>"
     )

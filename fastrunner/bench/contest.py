@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from . import limits, machine, schedule, statistics
-from .cases import base_of, expand, parse
+from .cases import Case, base_of, expand, parse
 from .process import Failed, Process
 from .runners import OWN
 from .workloads.named import Workload, find
@@ -126,10 +126,7 @@ class _Contest:
         begin = monotonic()
         model.train_step(batches[0], None)["loss"].backward()  # type: ignore[operator]
         self.patience_s = PATIENCE * (monotonic() - begin)
-        try:
-            torch.save({"batches": batches, "state": self.state}, self.file)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"cannot write {self.file}: {str(error).splitlines()[0]}") from error
+        save({"batches": batches, "state": self.state}, self.file)
 
     def run(self, watch: machine.Watch) -> None:
         session, sessions = 0, self.options.sessions
@@ -183,19 +180,7 @@ class _Contest:
             case = parse(full)
             folder = self.folder / f"{session}-{full.replace(':', '-')}"
             folder.mkdir()
-            spec = {
-                "name": case.name,
-                "variant": case.variant,
-                "amp": None if case.precision == "float32" else case.precision,
-                "channels_last": case.channels_last,
-                "file": str(self.file),
-                "folder": str(folder),
-                "max_norm": self.workload.max_norm,
-                "optimizer": dict(self.workload.optimizer),
-                "threads": options.threads or machine.usable_cores(),
-                "batch_size": self.workload.batch_size,
-                **{key: getattr(options, key) for key in ("runner", "workload", "device", "mode", "workers", "seed")},
-            }
+            spec = make_spec(case, options, self.workload, self.file, folder)
             python = sys.executable
             if case.name not in OWN and Path(options.peers_python).is_file():
                 python = os.path.abspath(options.peers_python)
@@ -218,10 +203,12 @@ class _Contest:
 
     def _settle(self, processes: dict[str, Process]) -> None:
         """Let recipes that compile do so before anything is timed."""
+        self.say("waiting for what compiles")
+        most = min(SETTLE_S, self.options.budget_s / 3)
         for full in list(processes):
-            self.say(f"warming up {full}")
-            most, late = min(SETTLE_S, self.options.budget_s / 3), self.most_s(2 * BATCHES)
-            found = self._try(full, processes, lambda process: process.ask("settle", most + late, most_s=most))  # noqa: B023
+            self._try(full, processes, lambda process: process.send("settle", most_s=most))
+        for full in list(processes):  # at once: nothing is timed here
+            found = self._try(full, processes, lambda process: process.answer(most + self.most_s(2 * BATCHES)))
             if found is not None:
                 self.facts[full] |= found
 
@@ -289,7 +276,7 @@ class _Contest:
         if full is None or not self.plan:
             return
         self.say("where fastrunner's iterations go")
-        num_iters = schedule.account_iters(self.plan["rounds_of"][full]["num_iters"])
+        num_iters = schedule.account_iters(min(map(min, self.samples[full])) / 1e9)
         interval = max(1, min(50, num_iters // 5))
         self.account = self._try(
             full,
@@ -314,7 +301,7 @@ class _Contest:
         parts = {part: sum(ns) / max(1, len(ns)) for part, ns in (self.account or {"parts": {}})["parts"].items()}
         seconds = result["cases"][result["base"]]["median_ns"] / 1e9
         base = result["base"]
-        whole = any("in one call each" in line for line in self.facts[base].get("step", ()))
+        whole = self.facts[base].get("whole", False)
         found = limits.diagnose(machine_limits, need, seconds, parts, dtype_of(base), whole)
         return {"machine": machine_limits, "need": need, **found}
 
@@ -339,6 +326,23 @@ class _Contest:
             "plan": self.plan,
             "account": self.account,
         }
+
+
+def make_spec(case: Case, options: ContestOptions, workload: Workload, file: Path, folder: Path) -> dict[str, Any]:
+    """What a case's process is told: see ``worker.Worker``."""
+    return {
+        "name": case.name,
+        "variant": case.variant,
+        "amp": None if case.precision == "float32" else case.precision,
+        "channels_last": case.channels_last,
+        "file": str(file),
+        "folder": str(folder),
+        "max_norm": workload.max_norm,
+        "optimizer": dict(workload.optimizer),
+        "threads": options.threads or machine.usable_cores(),
+        "batch_size": workload.batch_size,
+        **{key: getattr(options, key) for key in ("runner", "workload", "device", "mode", "workers", "seed")},
+    }
 
 
 def judge(whole: Mapping[str, statistics.Samples]) -> dict[str, Any]:
@@ -369,6 +373,18 @@ def judge(whole: Mapping[str, statistics.Samples]) -> dict[str, Any]:
     return {"rows": rows, "winners": winners, "sentence": "; ".join(texts) or "nothing could be measured"}
 
 
+def save(given: dict[str, Any], file: Path) -> None:
+    """What all processes read.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        torch.save(given, file)
+    except RuntimeError as error:  # torch's word for it
+        raise OSError(f"cannot write {file}: {str(error).splitlines()[0]}") from error
+
+
 def dtype_of(name: str) -> str:
     """The type in which a row multiplies."""
     return {"float32": "float32", "bf16": "bfloat16"}[parse(name).precision]
@@ -387,4 +403,4 @@ def distance(state: dict[str, Any], reference: dict[str, Any], start: dict[str, 
     return float((apart / went) ** 0.5) if went else float("inf") if apart else 0.0
 
 
-__all__ = ["ContestOptions", "contest", "distance", "judge"]
+__all__ = ["ContestOptions", "contest", "distance", "judge", "make_spec"]

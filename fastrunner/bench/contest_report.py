@@ -54,7 +54,7 @@ def _iterations(rounds_of: dict[str, dict[str, int]]) -> str:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="dim")
     table.add_column(COLUMNS[0], overflow="fold")
     for column in COLUMNS[1:]:
         table.add_column(column, justify="right", no_wrap=True)
@@ -74,12 +74,12 @@ def _row(name: str, case: dict[str, Any], first: bool, base: bool) -> tuple[str,
     if case["failed"]:
         return (f"  {name}", "-", "", "", "", "")
     share = share_of(case["limit_share"]) if case.get("limit_share") else ""
-    sleeps = f"{case['sleep_per_epoch_s']:.0f} s an epoch" if case.get("sleep_per_epoch_s") else ""
+    sleeps = f"{case['sleep_per_epoch_s']:.0f} s/epoch" if case.get("sleep_per_epoch_s") else ""
     sleeps = "removed" if sleeps and ":nosleep" in name else sleeps
     if "change" not in case:
         return (f"  {name}", duration(case["median_ns"]), "", "", share, sleeps)  # what the others are held against
     found = case["change"]
-    words = found["verdict"] if found["verdict"] in ("no difference", "too noisy") else in_words(found["median"])
+    words = {"no difference": "the same", "too noisy": "too noisy"}.get(found["verdict"]) or in_words(found["median"])
     return (
         f"  {name}",
         duration(case["median_ns"]),

@@ -20,6 +20,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .report import duration
+
 STREAM_BYTES = 64 << 20  # of each array: beyond all caches
 SIDE = 768  # of the matrices
 DTYPES = ("float32", "bfloat16")
@@ -135,6 +137,14 @@ def needs(model: nn.Module, batch: Any, optimizer: Mapping[str, Any]) -> dict[st
     }
 
 
+def quantity(value: float, unit: str) -> str:
+    """Three digits in the fitting multiple: "107 GFLOP"."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
 def limit_s(machine: Mapping[str, Any], need: Mapping[str, float], dtype: str = "float32") -> dict[str, float]:
     """Seconds that an iteration needs at least, by what it needs them for."""
     return {
@@ -170,9 +180,9 @@ def diagnose(
     advice = WHOLE if whole and bottleneck == "overhead" else CHOICES[bottleneck]
     share, mfu = sum(least.values()) / iter_s, least["arithmetic"] / iter_s
     sentences = [
-        f"limit: {1e6 * sum(least.values()):,.4g} us an iteration; reached: {share:.0%}, MFU {mfu:.0%}",
-        f"  {need['flops']:.3g} FLOP at {machine['flops_per_s'][dtype] / 1e9:,.0f} GFLOP/s, update "
-        f"{need['update_bytes'] / 1e6:,.3g} MB at {machine['stream_bytes_per_s'] / 1e9:,.1f} GB/s",
+        f"limit: {duration(1e9 * sum(least.values())).strip()} an iteration; reached: {share:.1%}, MFU {mfu:.1%}",
+        f"  {quantity(need['flops'], 'FLOP')} at {quantity(machine['flops_per_s'][dtype], 'FLOP/s')}, clip and update "
+        f"{quantity(need['update_bytes'], 'B')} at {quantity(machine['stream_bytes_per_s'], 'B/s')}",
         f"bottleneck: {bottleneck} ({min(1.0, spent[bottleneck] / iter_s):.0%})",
         f"  what would help: {advice}",
     ]

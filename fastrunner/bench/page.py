@@ -10,6 +10,7 @@ from typing import Any
 from . import charts
 from .account import stalls
 from .report import duration
+from .statistics import in_words
 from .training import PARTS
 
 STYLE = """
@@ -22,7 +23,8 @@ body { background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, san
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); } .verdict { font-size: 1.05rem; margin: 1rem 0; }
 .warning { border-left: 4px solid var(--hooks); padding: .2rem .8rem; }
-svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; fill: var(--ink); }
+figure { margin: 0; overflow-x: auto; }
+svg { width: 100%; min-width: 720px; height: auto; display: block; } svg text { font-size: 12px; fill: var(--ink); }
 svg text.name { text-anchor: end; } .grid { stroke: var(--line); }
 .bar, .iter { fill: var(--bar); } .accent, .dot { fill: var(--accent); }
 .whisker { stroke: var(--ink); stroke-width: 1.4; fill: none; }
@@ -41,11 +43,10 @@ def page(result: Mapping[str, Any]) -> str:
     options, machine = result["options"], result["machine"]
     found = account_of(result)
     title = options.get("workload") or f"{options['model']} on {options['data']}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{result["num_parameters"]:,} parameters, runner {escape(options["runner"])}, '
-        f"{escape(options['device'])}, {escape(machine['time'])}</p>",
-    ]
+    what = [f"{result['num_parameters']:,} parameters", f"batch {result.get('batch_size', options.get('batch_size'))}",
+            f"runner {options['runner']}", *([f"mode {options['mode']}"] if "mode" in options else []),
+            options["device"], machine["time"]]  # fmt: skip
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(", ".join(what))}</p>']
     if result.get("sentence"):
         body.append(f'<p class="verdict">{escape(result["sentence"])}.</p>')
     if machine.get("noisy") or machine.get("during", {}).get("noisy"):
@@ -102,7 +103,7 @@ def _comparison(result: Mapping[str, Any]) -> list[str]:
             middle, change = timed[base]["median_ns"], case["change"]
             low, high = middle * (1 + change["low"]), middle * (1 + change["high"])
             verdict = change["verdict"]
-            text = f", {change['median']:+.1%}" if verdict in ("slower", "faster") else f", {verdict}"
+            text = f", {in_words(change['median'])}" if verdict in ("slower", "faster") else f", {verdict}"
         rows.append((name, value, low, high, duration(value).strip() + text))
     failed = "".join(
         f"<p>{escape(name)}: {escape(case['failed'])}</p>" for name, case in cases.items() if case["failed"]
@@ -112,8 +113,13 @@ def _comparison(result: Mapping[str, Any]) -> list[str]:
         for name, case in cases.items()
         if case.get("sleep_per_epoch_s") and not name.endswith(":nosleep")
     )
+    recipes = "".join(
+        f'<p class="soft">{escape(name)}: {escape("; ".join(case["step"]))}</p>'
+        for name, case in cases.items()
+        if case.get("step")
+    )
     note = f"medians, and the 95 % interval of the difference from {base}" if base else ""
-    return _section("An iteration", charts.bars(rows, base) + failed + sleeps, note)
+    return _section("An iteration", charts.bars(rows, base) + failed + sleeps + recipes, note)
 
 
 def _limits(result: Mapping[str, Any]) -> list[str]:
@@ -132,7 +138,14 @@ def _account(found: Mapping[str, Any]) -> list[str]:
     plan = f"<pre>{escape(found['plan'])}</pre>" if found.get("plan") else ""
     return [
         *_section(
-            "Where an iteration goes", charts.stacked(means), f"mean of {count:,}, with clocks between the hooks"
+            "Where an iteration goes",
+            charts.stacked(means),
+            f"mean of {count:,}; "
+            + (
+                "one compiled call each: what is between its hooks is in the step"
+                if found.get("whole")
+                else "with clocks between the hooks"
+            ),
         ),
         *_section(
             "Iterations, one by one",
@@ -141,7 +154,9 @@ def _account(found: Mapping[str, Any]) -> list[str]:
         ),
         *_section("Loss", charts.curve(found["losses"], found["log_interval"])),
         *_section(
-            "Hooks", charts.bars(rows), "an iteration, each hook called every time; OptimizerHook runs the backward"
+            "Hooks",
+            charts.bars(rows),
+            "an iteration, with recipe fused and each hook called every time; OptimizerHook runs the backward",
         ),
         *_section("Plan", plan),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 from .statistics import FEW
 
 ROUND_S = 0.25  # of each case
+ACCOUNT_S = 1.0  # of iterations that are looked at one by one
 LONGEST = 2000  # iterations of a round
 LEAD = 20  # iterations before the clock starts, at most: caches, branch predictors
 LOG = 50  # iterations between two logs; a round has a whole number of them, where it has that many
@@ -57,11 +58,11 @@ def _round(seconds: float, round_s: float) -> dict[str, int]:
     return {"num_iters": num_iters, "lead": max(1, min(LEAD, num_iters // 4)), "log_interval": min(LOG, num_iters)}
 
 
-def account_iters(num_iters: int) -> int:
-    """Iterations that are looked at one by one."""
-    return max(12, min(400, num_iters))
+def account_iters(seconds: float) -> int:
+    """Iterations that are looked at one by one, where one takes that long."""
+    return max(12, min(400, round(ACCOUNT_S / seconds)))
 
 
 def account_s(seconds: float) -> float:
     """Seconds that this takes: the iterations, a quarter of them again for the hooks, two for the plan."""
-    return seconds * (ceil(1.25 * account_iters(round(ROUND_S / seconds))) + 4)
+    return seconds * (ceil(1.25 * account_iters(seconds)) + 4)

@@ -11,7 +11,8 @@ medians already), with expanded percentiles: a percentile bootstrap of n process
 z / t_{n-1} * sqrt((n - 1) / n), so its percentiles are moved out:
 
     alpha' / 2 = Phi(-sqrt(n / (n - 1)) * t_{1 - alpha / 2, n - 1})
-Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, section 5.3, https://arxiv.org/abs/1411.5279.
+Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American Statistician 69, pp. 371-386,
+https://arxiv.org/abs/1411.5279; the formula is that of ``ExpandProbs`` in its author's R package, resample 0.6.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Worker:
             return {}
         self.module.settle(self._task(NEVER), self.batches, most_s)
         self._restore()
-        return {"settle_s": time.perf_counter() - begin, "step": self.module.explain(self._task(NEVER))}
+        return {"settle_s": time.perf_counter() - begin, **self.module.explain(self._task(NEVER))}
 
     def _restore(self) -> None:
         """The first weights, and no momentum, where they are: what is compiled holds their addresses."""
@@ -257,7 +257,9 @@ class Worker:
         """Where the iterations of fastrunner go."""
         from .account import account
 
-        return account(self._task(log_interval), list(islice(_around(self.batches), num_iters)))
+        epochs = 4 if self.spec["runner"] == "epoch" else 1  # their ends are to be seen
+        length = max(log_interval, num_iters // epochs)
+        return account(self._task(log_interval, epochs), list(islice(_around(self.batches), length)))
 
 
 def _autocast(step: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -175,6 +175,11 @@ class Step:
         return self._graphs.get(key)  # type: ignore[return-value]
 
     @property
+    def num_whole(self) -> int:
+        """Iterations that were one compiled call so far."""
+        return sum(getattr(graph, "num_calls", 0) for graph in self._graphs.values())
+
+    @property
     def compiling(self) -> bool:
         """Whether anything is being compiled beside the training, which may make iterations faster."""
         if self._auto is not None and not self._auto.settled:

@@ -41,6 +41,5 @@ def test_rounds_go_before_sessions():
 
 
 def test_the_account_is_in_the_reserve():
-    assert schedule.account_iters(2) == 12
-    assert schedule.account_iters(2000) == 400
+    assert [schedule.account_iters(seconds) for seconds in (1e-5, 0.01, 1.0)] == [400, 100, 12]
     assert schedule.account_s(1.0) == 1.25 * 12 + 4

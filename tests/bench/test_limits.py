@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastrunner import supervised
-from fastrunner.bench.limits import CHOICES, diagnose, empty_loop, limit_s, measure_limits, needs
+from fastrunner.bench.limits import CHOICES, WHOLE, diagnose, empty_loop, limit_s, measure_limits, needs, quantity
 
 MACHINE = {
     "stream_bytes_per_s": 1e10,
@@ -55,6 +55,12 @@ def test_measured_limits_are_there():
     assert torch.get_num_threads() == threads
 
 
+def test_quantities():
+    assert [quantity(value, "B") for value in (0.0, 999.0, 999.9, 1728.0, 1.07e11)] == [
+        "0 B", "999 B", "1 kB", "1.73 kB", "107 GB",
+    ]  # fmt: skip
+
+
 def test_limit():
     need = {"flops": 2e8, "update_bytes": 1e7}
     assert limit_s(MACHINE, need) == {"arithmetic": 2e-3, "memory": 1e-3, "loop": 1e-8}
@@ -77,4 +83,7 @@ def test_bottleneck(need, iter_s, parts, bottleneck):
     assert sum(found["spent_s"].values()) == pytest.approx(iter_s, rel=1e-9)
     assert found["share"] == pytest.approx(sum(limit_s(MACHINE, need).values()) / iter_s)
     assert f"bottleneck: {bottleneck}" in found["sentences"][2]
+    assert diagnose(MACHINE, need, iter_s, parts, whole=True)["advice"] == (
+        WHOLE if bottleneck == "overhead" else CHOICES[bottleneck]
+    )
     assert found["mfu"] == pytest.approx(need["flops"] / MACHINE["flops_per_s"]["float32"] / iter_s)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fastrunner.bench import statistics
 from fastrunner.bench.statistics import change, expanded_tail, middle, unpaired, winner
 
+ROOT = Path(__file__).parents[2]
 SHAPE = (6, 6)  # processes, rounds: the defaults of --sessions and --rounds
 
 
@@ -30,6 +35,21 @@ def test_a_a_says_no_difference_and_five_percent_is_found():
         slower += change(clock(rng, 1.05, weather), base).verdict == "slower"
     assert same >= 190
     assert slower >= 180
+
+
+def test_recorded_samples():
+    """The same of real samples: those of the newest record, judged again."""
+    paths = sorted((ROOT / "benchmarks" / "records").glob("*_verdicts.json"))
+    if not paths:
+        pytest.skip("there is no record: python benchmarks/bench_verdicts.py --record")
+    spec = importlib.util.spec_from_file_location("bench_verdicts", ROOT / "benchmarks" / "bench_verdicts.py")
+    bench_verdicts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench_verdicts)
+    record = json.loads(paths[-1].read_text())
+    found = bench_verdicts.verdicts(record["sessions_ns"])
+    assert len(found["no difference"]) >= 20
+    assert len(found["slower"]) >= 10
+    assert bench_verdicts.report(found)
 
 
 def test_a_a_of_two_records():
@@ -86,7 +106,7 @@ def test_same_samples_same_interval():
 
 
 def test_expanded_tail():
-    """n = 10: t = 2.262, so Phi(-2.262 * sqrt(10 / 9)) = 0.0086 (Hesterberg's table 7: 0.86 %)."""
+    """n = 10: t = 2.262, so Phi(-2.262 * sqrt(10 / 9)) = Phi(-2.384) = 0.0086."""
     assert expanded_tail(10) == pytest.approx(0.0086, abs=1e-4)
     assert expanded_tail(1) == 0.0
     assert expanded_tail(10_000) == pytest.approx(0.025, abs=1e-3)

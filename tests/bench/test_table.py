@@ -17,12 +17,19 @@ SPEC.loader.exec_module(table)
 def record(workload: str, noisy: bool = False) -> dict:
     machine = {"cpu": "CPU", "cores": 2, "torch": "2.13.0", "time": "2026-01-02T03:04:05Z", "noisy": noisy}
     return {
-        "options": {"workload": workload},
+        "options": {"workload": workload, "mode": "loop"},
+        "base": "fastrunner",
         "machine": {**machine, "during": {"noisy": False}},
         "cases": {
             "fastrunner": {"median_ns": 98_765.0},
-            "raw": {"median_ns": 123_456.0, "change": {"low": 0.2, "high": 0.3}},
+            "raw": {"median_ns": 123_456.0, "change": {"low": 0.2, "high": 0.3, "verdict": "slower"}},
             "mmcv": {"failed": "it crashed"},
+            "mmengine": {
+                "median_ns": 45_678_912.0,
+                "change": {"low": 8.2, "high": 9.1, "verdict": "slower"},
+                "sleep_per_epoch_s": 2.0,
+            },
+            "ignite": {"median_ns": 1000.0, "change": {"low": -8.2, "high": 9.1, "verdict": "too noisy"}},
         },
     }
 
@@ -33,31 +40,49 @@ def test_cells():
     assert lines[2] == "| fastrunner | **98.77** | **98.77** |"
     assert lines[3] == "| raw | 123.5 (+20% to +30%) | 123.5 (+20% to +30%) |"
     assert lines[4] == "| mmcv | - | - |"
-    assert "2026-01-02; medians" in lines[6]
-    assert "not quiet" not in lines[-1]
-    assert table.table([record("toy", noisy=True)]).endswith("The machine was not quiet.\n")
+    assert lines[5] == "| mmengine | 45,679 (9.2 x to 10.1 x) | 45,679 (9.2 x to 10.1 x) |"
+    assert lines[6] == "| ignite | 1 (too noisy) | 1 (too noisy) |"
+    assert "2026-01-02. Medians" in lines[8]
+    assert lines[9] == "Beside that mmengine sleeps 2 s an epoch, which is in no number above."
+    assert len(lines) == 10
+    assert table.table([record("toy", noisy=True)]).endswith("The machine was not quiet (toy).\n")
+
+
+def test_the_newest_of_each_workload(tmp_path):
+    for name, text in (("2026-01-02_runners_toy", "toy"), ("2026-01-01_runners_toy", "toy"),
+                       ("2026-01-01_runners_mlp", "mlp"), ("2026-01-01_runners_a_file.py", "a_file.py"),
+                       ("2026-01-01_runners_gpt-nano", "gpt-nano")):  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(record(text)))
+    system = record("toy")
+    system["options"]["mode"] = "system"
+    (tmp_path / "2026-01-03_runners_toy_system.json").write_text(json.dumps(system))
+    assert [path.stem for path in table.newest(tmp_path)] == [
+        "2026-01-02_runners_toy",
+        "2026-01-01_runners_mlp",
+        "2026-01-01_runners_gpt-nano",
+        "2026-01-01_runners_a_file.py",
+    ]
 
 
 def test_readme_has_what_its_records_say(tmp_path, monkeypatch):
     """What stands between the marks is what the newest records of all workloads give; and it can be written again."""
     readme = (ROOT / "README.md").read_text()
     inside = readme.split(table.BEGIN)[1].split(table.END)[0]
-    records = {}
-    for path in sorted((ROOT / "benchmarks" / "records").glob("*_runners_*.json")):
-        found = json.loads(path.read_text())
-        records[found["options"]["workload"]] = found  # by date: the newest is last
+    records = [json.loads(path.read_text()) for path in table.newest(table.RECORDS)]
     if records:
-        assert sorted(inside.splitlines()[0].split("|")[2:-1]) == sorted(f" {name} " for name in records)
+        assert inside == table.table(records)
     (tmp_path / "README.md").write_text(readme)
-    (tmp_path / "a.json").write_text(json.dumps(record("toy")))
+    (tmp_path / "2026-01-02_runners_toy.json").write_text(json.dumps(record("toy")))
     monkeypatch.setattr(table, "ROOT", tmp_path)
-    assert table.main([str(tmp_path / "a.json")]) == 0
+    monkeypatch.setattr(table, "RECORDS", tmp_path)
+    assert table.main([]) == 0
     assert (tmp_path / "README.md").read_text() == readme.replace(inside, table.table([record("toy")]))
 
 
-def test_no_records(capsys):
+def test_no_records(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(table, "RECORDS", tmp_path)
     assert table.main([]) == 2
-    assert "benchmarks/records" in capsys.readouterr().out
+    assert f"there are no records in {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_record_that_is_none(tmp_path):

@@ -7,7 +7,7 @@
 and, where something is compiled beside the training,
 
     settle(task, batches, most_s)    train over ``batches`` until all of it is there
-    explain(task)                    what it came to, as lines
+    explain(task)                    what it came to: dict(step=lines, whole=whether an iteration is one compiled call)
 
 and runs in a process of its own (``worker.py``). ``source`` is what the timing looks through: every runner reads the
 same one, and asks it for ``len(source)`` batches an epoch.

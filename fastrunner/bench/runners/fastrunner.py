@@ -72,9 +72,9 @@ def settle(task: Task, batches: Sequence[Any], most_s: float) -> None:
     runner.run([_Until(runner, batches, monotonic() + most_s)], [("train", 1)])
 
 
-def explain(task: Task) -> list[str]:
-    lines: list[str] = kept(task, 1).step.explain()
-    return lines
+def explain(task: Task) -> dict[str, Any]:
+    step = kept(task, 1).step
+    return {"step": step.explain(), "whole": step.num_whole > 0}
 
 
 class _Until:
