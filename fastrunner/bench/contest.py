@@ -204,7 +204,7 @@ class _Contest:
     def _settle(self, processes: dict[str, Process]) -> None:
         """Let recipes that compile do so before anything is timed."""
         self.say("waiting for what compiles")
-        most = min(SETTLE_S, self.options.budget_s / 3)
+        most = min(SETTLE_S, self.options.budget_s / 2)
         for full in list(processes):
             self._try(full, processes, lambda process: process.send("settle", most_s=most))
         for full in list(processes):  # at once: nothing is timed here

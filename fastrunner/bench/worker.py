@@ -170,7 +170,8 @@ class Worker:
         begin = time.perf_counter()
         if not hasattr(self.module, "settle"):
             return {}
-        self.module.settle(self._task(NEVER), self.batches, most_s)
+        if not self.module.settle(self._task(NEVER), self.batches, most_s):  # it would go on in the rounds
+            return {"error": f"its step was still being compiled after {most_s:.0f} s; a larger --budget leaves more"}
         self._restore()
         return {"settle_s": time.perf_counter() - begin, **self.module.explain(self._task(NEVER))}
 

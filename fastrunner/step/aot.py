@@ -102,6 +102,7 @@ class AotGraphStep(GraphStep):
 
     @property
     def compiling(self) -> bool:
+        """Whether a library is being compiled, or a graph."""
         return bool(self._orders) or super().compiling
 
     def explain(self) -> list[str]:

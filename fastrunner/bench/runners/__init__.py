@@ -6,7 +6,7 @@
 
 and, where something is compiled beside the training,
 
-    settle(task, batches, most_s)    train over ``batches`` until all of it is there
+    settle(task, batches, most_s)    train over ``batches`` until all of it is there; whether that came in time
     explain(task)                    what it came to: dict(step=lines, whole=whether an iteration is one compiled call)
 
 and runs in a process of its own (``worker.py``). ``source`` is what the timing looks through: every runner reads the

@@ -63,13 +63,15 @@ def train(task: Task, source: Any) -> None:
     kept(task, len(source)).run([source], [("train", 1)])
 
 
-def settle(task: Task, batches: Sequence[Any], most_s: float) -> None:
-    """Train until nothing is being compiled any more."""
+def settle(task: Task, batches: Sequence[Any], most_s: float) -> bool:
+    """Train until nothing is being compiled any more; whether that came in time."""
     if task.variant in AT_ONCE:
-        return
+        return True
     batches = batches[:PASS]
     runner = kept(task, len(batches))
-    runner.run([_Until(runner, batches, monotonic() + most_s)], [("train", 1)])
+    source = _Until(runner, batches, monotonic() + most_s)
+    runner.run([source], [("train", 1)])
+    return not source.late
 
 
 def explain(task: Task) -> dict[str, Any]:
@@ -78,19 +80,24 @@ def explain(task: Task) -> dict[str, Any]:
 
 
 class _Until:
-    """Batches over and over, in a run that is lengthened at the start of each pass while something is compiled."""
+    """Batches over and over, in a run that is lengthened at the start of each pass while something is compiled.
+
+    Attributes:
+        late: the time was over, and something was still being compiled.
+    """
 
     def __init__(self, runner: Any, batches: Sequence[Any], until: float) -> None:
         self._runner, self._batches, self._until = runner, batches, until
-        self._passes = 0
+        self._passes, self.late = 0, False
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
         self._passes += 1
-        runner = self._runner
-        if self._passes < FEWEST or (monotonic() < self._until and runner.step.compiling):
+        runner, compiling = self._runner, self._runner.step.compiling
+        self.late = compiling and monotonic() >= self._until
+        if self._passes < FEWEST or (compiling and not self.late):
             if hasattr(runner, "_max_epochs") and runner._max_epochs is not None:
                 runner._max_epochs = runner.epoch + 2
             else:
