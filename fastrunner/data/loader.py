@@ -36,6 +36,7 @@ An exception from ``_start`` or ``_next`` closes the loader and goes on to the c
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -257,6 +258,9 @@ class IterLoader:
         self._loader = as_loader(dataloader)
         self._dataloader = dataloader
         self._batches: Iterator[Any] | None = None
+        self._returned: list[Any] = []
+        self._with_returned: Iterator[Any] | None = None  # those, then the others of the epoch
+        self._others: Iterator[Any] = iter(())
         self.epoch = 0  # plain attributes, not properties: read in every iteration
         self.position = 0
 
@@ -302,6 +306,42 @@ class IterLoader:
         self.position += 1
         return batch
 
+    @property
+    def at_hand(self) -> int:
+        """Batches of this epoch that ``take`` may take: they exist, so that no code of a user's makes them early."""
+        if self._batches is None or (left := len(self) - self.position) <= 0:
+            return 0
+        if type(self._dataloader) in (list, tuple):
+            return left
+        return min(left, self.num_ready or 0) if isinstance(self._loader, EpochLoader) else 0
+
+    def take(self, taken: list[Any], count: int) -> None:
+        """Append up to ``count`` batches of this epoch to ``taken``. What goes wrong goes wrong at the next ``next()``.
+
+        Whatever interrupts it, ``position`` counts what is in ``taken``.
+        """
+        before = len(taken)
+        try:
+            taken.extend(itertools.islice(self._batches or (), count))
+        except TakenOver:
+            self._batches = None
+        except Exception as error:
+            self._batches = _raising(error)
+        finally:
+            self.position += len(taken) - before
+
+    def give_back(self, batches: list[Any]) -> None:
+        """Let these, the last that were taken in this epoch, come again."""
+        if not batches:
+            return
+        self.position -= len(batches)
+        if self._batches is None:  # they will be made again
+            return
+        if self._batches is not self._with_returned:
+            self._others, self._returned = self._batches, []
+        self._returned[:0] = batches
+        self._batches = self._with_returned = itertools.chain(_emptying(self._returned), self._others)
+
     def _open(self) -> None:
         if self.epoch:
             set_epoch(self._dataloader, self.epoch)
@@ -344,6 +384,16 @@ class IterLoader:
 
     def __len__(self) -> int:
         return len(self._dataloader)
+
+
+def _emptying(batches: list[Any]) -> Iterator[Any]:
+    while batches:
+        yield batches.pop(0)
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
 
 
 def check_source(source: Any, name: str = "the data loader") -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..hooks.hook import NEVER, Hook
 from ..hooks.timer import IterTimerHook
+from .burst import Bursts
 from .dispatch import HookPlan, is_ours
 from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
@@ -38,6 +39,7 @@ class RunPlan(HookPlan):
     Attributes:
         plain: why every hook is called as in MMCV; None where hooks may be lowered.
         lowering: what was lowered and what not; None where ``plain`` says why nothing was.
+        bursts: runs several iterations in one call; None: the recipe has none, or hooks do not allow it.
         graph: does the step of whole iterations; None: the recipe has none, or hooks do not allow it.
         next_due: the first iteration that needs ``at``.
         next_write: the first iteration at which an lr or momentum policy may change its value.
@@ -71,6 +73,13 @@ class RunPlan(HookPlan):
         runner.step.note_hooks(why)
         self._doubt()
         self._writing = self._silent = self.quiet = self._iteration(runner, ())
+        self.bursts = None
+        if (
+            self.graph is not None
+            and self.graph.why_single is None
+            and self._may_be_whole(runner, (), *self._places(()))
+        ):
+            self.bursts = Bursts(self, self.terms, self.graph)
         if self.graph is None and self.terms.is_whole(runner) and not self._due.always:
             self._silent = make_quiet(self, runner, self.terms, writes=False)
 
@@ -109,6 +118,11 @@ class RunPlan(HookPlan):
         if key not in self._made:
             self._made[key] = self._iteration(runner, called)
         return self._made[key]
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether users' code may have written to the lr, so that the next iteration writes it whatever is due."""
+        return self._rewrite or self._users_acted
 
     def _fold_basis(self, runner: BaseRunner) -> object:
         hook = self.terms.optimizer_hook

@@ -91,11 +91,14 @@ class IterBasedRunner(BaseRunner):
         next iteration a due one.
         """
         plan, model, next_batch = self.current_plan(), self.model, loader.__next__
+        bursts = plan.bursts
         while self._iter < plan.next_due and model.training:
             if self._inner_iter >= iters:
                 if not alone:
                     return
                 self._inner_iter = 0
+            if bursts is not None and bursts(self, loader, iters, alone):
+                continue
             self.data_batch = next_batch()
             self._epoch = loader.epoch
             plan.quiet(self)

@@ -195,6 +195,21 @@ class Binding:
         if average is not None:
             view[at], view[at + 1] = 1 - average, average
 
+    def values(self, groups: Sequence[dict[str, Any]], ahead: int, average: float | None) -> list[float]:
+        """The row for the step ``ahead`` of the next one, with these parameter groups; ``average`` as for ``fill``."""
+        step = self.steps + 1 + ahead
+        values = [value for rule, group in zip(self.rules, groups, strict=True) for value in rule.row(group, step)]
+        return [*values, 0.0, 0.0] if average is None else [*values, 1 - average, average]
+
+    def forget_row(self) -> None:
+        """Somebody else has written to the row."""
+        self._written_rows = [None] * len(self._groups)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the row depends on the number of the step."""
+        return any(rule.counts for rule in self.rules)
+
     def done(self, updates: bool = True) -> None:
         """A graph has written into the tensors: autograd's saved copies of them are void, as after torch's own step."""
         if updates:

@@ -21,6 +21,7 @@ from .auto import Beside
 from .batches import Batches
 from .binding import Binding
 from .guards import SilentState, batch_key, quick_key
+from .many import Many
 from .torch_private import Unfit, compile_graph, missing, tensor_guard
 from .trace import Traced, trace_step
 from .verify import Run, look, verify
@@ -40,6 +41,7 @@ class Compiled:
     build: Callable[[Sequence[Any]], dict[str, Any]]
     clips: bool
     updates: bool = True
+    logs_columns: bool = False  # see ``Outputs``
 
 
 class Prepared:
@@ -187,6 +189,12 @@ class GraphStep:
         if last is None or last.graph is not graph or last.static is not self._binding.static:
             last = self._last = Prepared(graph, self._binding, batch, plain, averages, ends)
         return last
+
+    why_single = "the recipe calls its graphs from Python, one at a time"  # None: ``many`` may give something
+
+    def many(self, iteration: int) -> Many | None:
+        """What runs several iterations from this one on in one call; None: nothing does, now or with this recipe."""
+        return None
 
     def around(self, below: Below, runner: Any) -> None:
         """Run the iteration on the recipe below; where a graph is thought of, look what it would not see."""
@@ -361,7 +369,9 @@ class GraphStep:
         except Exception as error:  # whatever a compiler raises: training goes on without it
             text = str(error).strip().splitlines()
             raise Unfit(f"compiling raised {type(error).__name__}: {text[0][:300] if text else ''}") from error
-        compiled = Compiled(run, traced.outputs.builder(), traced.clips, traced.updates)
+        compiled = Compiled(
+            run, traced.outputs.builder(), traced.clips, traced.updates, traced.outputs.logs_columns
+        )
         self._batches.made(key[0])
         if unseen and len(batches) == 1:
             self._unsure[key] = binding.key, compiled, traced

@@ -22,6 +22,7 @@ class Outputs:
 
     Attributes:
         flat: what the graph returns: the loss, then all tensors and symbols.
+        logs_scalars: each of log_vars is one number without dimensions.
         log_names: keys of log_vars.
     """
 
@@ -40,6 +41,7 @@ class Outputs:
         for leaf in leaves:
             if not _is_variable(leaf) and not isinstance(leaf, (int, float, str, bytes, type(None))):
                 raise Unfit(f"train_step returned a {type(leaf).__name__}")
+        self.logs_scalars = all(not isinstance(value, Tensor) or value.dim() == 0 for value in log_vars.values())
         self.loss: Tensor = outputs["loss"]
         self.flat = [outputs["loss"].detach(), *(leaves[at] for at in self._places)]
         self._constants = [None if _is_variable(leaf) else leaf for leaf in leaves]
