@@ -18,6 +18,7 @@ from .lr_rows import LrRows
 if TYPE_CHECKING:
     from ..data.loader import IterLoader
     from ..runner.base import BaseRunner
+    from ..step.cudagraph import CudaGraphStep
     from ..step.graph import GraphStep
     from ..step.many import Many
     from .iteration import Terms
@@ -36,7 +37,7 @@ class Bursts:
         graph: does the step.
     """
 
-    def __init__(self, plan: RunPlan, terms: Terms, graph: GraphStep) -> None:
+    def __init__(self, plan: RunPlan, terms: Terms, graph: GraphStep | CudaGraphStep) -> None:
         self._plan, self._terms, self._graph = plan, terms, graph
         self._fit = 8  # iterations that should fit into the time
         self._scalars = torch.empty(0, 0, dtype=torch.float64)

@@ -113,6 +113,11 @@ class CudaGraphStep:
         """All that there are, the least used first."""
         return list(self._order.values())
 
+    why_single = "a replay is one iteration"  # see GraphStep
+
+    def many(self, iteration: int) -> None:
+        """A replay is one iteration."""
+
     def doubt(self) -> None:
         """Somebody's Python has run, or will: look at everything again before the next replay."""
         self._doubtful = True

@@ -190,7 +190,8 @@ class GraphStep:
             last = self._last = Prepared(graph, self._binding, batch, plain, averages, ends)
         return last
 
-    why_single = "the recipe calls its graphs from Python, one at a time"  # None: ``many`` may give something
+    # Why ``many`` never gives anything; None: it may.
+    why_single: str | None = "the recipe calls its graphs from Python, one at a time"
 
     def many(self, iteration: int) -> Many | None:
         """What runs several iterations from this one on in one call; None: nothing does, now or with this recipe."""
