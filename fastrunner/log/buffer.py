@@ -77,6 +77,29 @@ class LogBuffer:
         if len(self._rows) > STRETCH:
             self.bound()
 
+    def append_many(
+        self, count: int, log_vars: dict[str, Any], waited: float, took: float, norms: list[float] | None
+    ) -> None:
+        """Whole iterations that ran in one call, as if each had appended its row.
+
+        Args:
+            count: weight of each iteration's values.
+            log_vars: key -> a float for each iteration.
+            waited, took: data_time and time of each, in seconds.
+            norms: grad_norm of each; None: nothing was clipped.
+        """
+        if not log_vars or not _OURS.isdisjoint(log_vars):
+            raise ValueError(f"these keys cannot be columns: {sorted(log_vars)}")
+        self._settle()
+        length = len(next(iter(log_vars.values())))
+        counts, ones = [count] * length, [1] * length
+        columns = [("data_time", [waited] * length, ones), *((name, each, counts) for name, each in log_vars.items())]
+        if norms is not None:
+            columns.append(("grad_norm", norms, counts))
+        for name, values, weights in [*columns, ("time", [took] * length, ones)]:
+            self._history(name).extend(values, weights)
+        self._settled += length
+
     def average(self, n: int = 0) -> None:
         """Put the mean of each key's last ``n`` entries (0: all) into ``output``, as numpy float64, and set ``ready``.
 
@@ -143,12 +166,15 @@ class LogBuffer:
         self._rows.clear()  # the list itself stays: ``append`` is bound to it
         columns = _same_keys(rows)
         for name, values, counts in _merged(rows) if columns is None else columns:
-            history = self._histories.get(name)
-            if history is None:
-                history = self._histories[name] = History(name)
-            history.extend(values, counts)
+            self._history(name).extend(values, counts)
             if type(values[0]) is not float and name not in self._copied and name != "grad_norm":
                 self._check_kept(name, values)
+
+    def _history(self, name: str) -> History:
+        history = self._histories.get(name)
+        if history is None:
+            history = self._histories[name] = History(name)
+        return history
 
     def _check_kept(self, name: str, values: Sequence[Any]) -> None:
         """Keep a key's next values differently, where these should not have been kept as they were."""

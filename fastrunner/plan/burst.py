@@ -110,10 +110,13 @@ class Bursts:
         runner.outputs = many.build(outputs)
         waited, took = (fetched - timer.t) / completed, (now - timer.t) / completed
         timer.t = now
-        for values in self._scalars[:completed].tolist():
-            built = many.build(values)
-            row = (built["num_samples"], built["log_vars"], waited, took)
-            runner.log_buffer.append((*row, values[-1]) if many.clips else row)
+        columns = self._scalars[:completed].T.tolist()
+        built = many.build(columns)
+        log_vars = {
+            name: values if type(values) is list else [values] * completed for name, values in built["log_vars"].items()
+        }
+        norms = columns[-1] if many.clips else None
+        runner.log_buffer.append_many(built["num_samples"], log_vars, waited, took, norms)
         self.num_bursts += 1
         self.num_iters += completed
 

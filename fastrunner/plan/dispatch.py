@@ -11,6 +11,7 @@ from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..hooks.hook import GENERIC, Hook, overrides
+from ..hooks.logger.base import LoggerHook
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -56,6 +57,12 @@ def _hides_a_method(kind: type, attributes: tuple[str, ...]) -> bool:
 def is_ours(hook: Hook) -> bool:
     """Whether the hook is exactly one of this package, and so touches nothing but what its docstring says."""
     return _of_this_package(type(hook)) and not shadows(hook)
+
+
+def is_logger(hook: Any) -> bool:
+    """Whether it is one of this package's loggers, or a call of one: they look at the log, lr and counters only."""
+    hook = getattr(hook, "__self__", hook)
+    return isinstance(hook, LoggerHook) and is_ours(hook)
 
 
 def _of_this_package(kind: type) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..hooks.hook import NEVER, Hook
-from ..hooks.logger.base import LoggerHook
-from .dispatch import acts, is_ours, says_when
+from .dispatch import acts, is_logger, is_ours, says_when
 
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
@@ -71,8 +70,8 @@ class DuePoints:
         if not all(map(is_ours, called)):
             self.somebody_acted()
         # Loggers follow whoever made the buffer ready, so where one is called all are. They leave the others alone.
-        ids, only_logs = set(map(id, called)), all(isinstance(hook, LoggerHook) and is_ours(hook) for hook in called)
-        follow = [hook for hook in self._timed if hook.due_if_alone and (not only_logs or isinstance(hook, LoggerHook))]
+        ids, only_logs = set(map(id, called)), all(map(is_logger, called))
+        follow = [hook for hook in self._timed if hook.due_if_alone and (not only_logs or is_logger(hook))]
         ids.update(map(id, follow))
         return [hook for hook in self._timed if id(hook) in ids], now + 1
 

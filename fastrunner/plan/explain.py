@@ -34,7 +34,7 @@ def explain(plan: RunPlan, runner: BaseRunner) -> str:
     blocks.append(_block("At other stages", _other_stages(plan)))
     prefetch = "yes" if plan.no_prefetch is None else f"no: {plan.no_prefetch}"
     blocks.append(_block("Batches of the next epoch are made before this one ends", [prefetch]))
-    blocks.append(_block("Several iterations in one call", [_bursts(plan)]))
+    blocks.append(_block("Several iterations in one call", [_bursts(plan, runner)]))
     blocks.append(_block("Log lines are written", ["off the loop's thread" if plan.alone else "at once"]))
     blocks.append(_block("Lines that read the host", runner.host_reads.report()))
     return "\n".join(block for block in blocks if block)
@@ -84,10 +84,6 @@ def _other_stages(plan: RunPlan) -> list[str]:
     return rows
 
 
-def _bursts(plan: RunPlan) -> str:
+def _bursts(plan: RunPlan, runner: BaseRunner) -> str:
     """Whether several iterations run without Python in between, and why not."""
-    if plan.bursts is not None:
-        return plan.bursts.explain()
-    if plan.graph is None:
-        return "no: the step is called from Python, iteration by iteration"
-    return f"no: {plan.graph.why_single or 'somebody is called in every iteration'}"
+    return f"no: {plan.why_single(runner)}" if plan.bursts is None else plan.bursts.explain()

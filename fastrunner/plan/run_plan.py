@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..hooks.hook import NEVER, Hook
+from ..hooks.optimizer import OptimizerHook
 from ..hooks.timer import IterTimerHook
 from .burst import Bursts
-from .dispatch import HookPlan, is_ours
+from .dispatch import HookPlan, is_logger, is_ours
 from .due import DuePoints
 from .iteration import Places, Terms, make_iteration, make_plain_iteration
 from .lower import Lowering, asked_plain, is_replaced, refuse_prefetch, why_plain
@@ -74,11 +75,7 @@ class RunPlan(HookPlan):
         self._doubt()
         self._writing = self._silent = self.quiet = self._iteration(runner, ())
         self.bursts = None
-        if (
-            self.graph is not None
-            and self.graph.why_single is None
-            and self._may_be_whole(runner, (), *self._places(()))
-        ):
+        if self.graph is not None and not self.why_single(runner):
             self.bursts = Bursts(self, self.terms, self.graph)
         if self.graph is None and self.terms.is_whole(runner) and not self._due.always:
             self._silent = make_quiet(self, runner, self.terms, writes=False)
@@ -110,7 +107,8 @@ class RunPlan(HookPlan):
         runner.garbage.look()
         if not called:
             return self.quiet
-        self._doubt()
+        if not all(map(is_logger, called)):
+            self._doubt()
         if not all(map(is_ours, called)):
             self._users_acted = True
             runner.log_writer.flush()  # what they print comes after what was logged
@@ -118,6 +116,17 @@ class RunPlan(HookPlan):
         if key not in self._made:
             self._made[key] = self._iteration(runner, called)
         return self._made[key]
+
+    def why_single(self, runner: BaseRunner) -> str:
+        """Why iterations run one at a time whatever lies between due points; empty: several may in one call."""
+        if self.graph is None:
+            return "the step is called from Python, iteration by iteration"
+        if self.graph.why_single is not None:
+            return self.graph.why_single
+        if type(self.terms.optimizer_hook) is not OptimizerHook:
+            return "gradients add up, or the loss is scaled"
+        whole = self._may_be_whole(runner, (), *self._places(()))
+        return "" if whole else "somebody is called in every iteration"
 
     @property
     def rewrites(self) -> bool:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from .dispatch import HookPlan, is_logger
+
 if TYPE_CHECKING:
     from ..runner.base import BaseRunner
     from ..step.cudagraph import CudaGraphStep
@@ -33,6 +35,7 @@ def make_whole(
     timer, clock = terms.timer, time.perf_counter
     assert timer is not None
     window, step = graph.window, cast("Callable[..., tuple[dict[str, Any], Any] | None]", graph)
+    only_logs = all(map(is_logger, (*after, *last)))  # they do not look at what a graph relies on
     seen_end = not plan.only_ours(plan.after_train_epoch)
 
     def whole(runner: BaseRunner) -> None:
@@ -58,7 +61,8 @@ def make_whole(
         return call_after(runner, row, grad_norm)
 
     def call_after(runner: BaseRunner, row: tuple[object, ...], grad_norm: object) -> None:
-        graph.doubt()
+        if not only_logs:
+            graph.doubt()
         runner._uncounted = "iter"
         if after:  # these see the log without the time, as in MMCV's order
             count, log_vars, waited, _ = row
@@ -66,7 +70,7 @@ def make_whole(
             runner.log_buffer.append((count, log_vars))
             if grad_norm is not None:
                 runner.log_buffer.append((count, {"grad_norm": grad_norm}))
-            plan.fire(after, runner)
+            HookPlan.fire(plan, after, runner)
             now = clock()
             runner.log_buffer.append((1, {"time": now - timer.t}))
         else:
@@ -75,7 +79,7 @@ def make_whole(
                 (*row[:3], now - timer.t) if grad_norm is None else (*row[:3], now - timer.t, grad_norm)
             )
         timer.t = now
-        plan.fire(last, runner)
+        HookPlan.fire(plan, last, runner)
         runner._uncounted = ""
 
     return whole

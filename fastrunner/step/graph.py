@@ -370,9 +370,7 @@ class GraphStep:
         except Exception as error:  # whatever a compiler raises: training goes on without it
             text = str(error).strip().splitlines()
             raise Unfit(f"compiling raised {type(error).__name__}: {text[0][:300] if text else ''}") from error
-        compiled = Compiled(
-            run, traced.outputs.builder(), traced.clips, traced.updates, traced.outputs.logs_columns
-        )
+        compiled = Compiled(run, traced.outputs.builder(), traced.clips, traced.updates, traced.outputs.logs_columns)
         self._batches.made(key[0])
         if unseen and len(batches) == 1:
             self._unsure[key] = binding.key, compiled, traced

@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 from .torch_private import Unfit
 
+_OURS = ("data_time", "time", "grad_norm")
+
 
 class Outputs:
     """The structure of an outputs dict, learnt while tracing.
@@ -22,7 +24,7 @@ class Outputs:
 
     Attributes:
         flat: what the graph returns: the loss, then all tensors and symbols.
-        logs_scalars: each of log_vars is one number without dimensions.
+        logs_columns: each of log_vars is one number without dimensions, under a key that the plan does not log itself.
         log_names: keys of log_vars.
     """
 
@@ -41,7 +43,9 @@ class Outputs:
         for leaf in leaves:
             if not _is_variable(leaf) and not isinstance(leaf, (int, float, str, bytes, type(None))):
                 raise Unfit(f"train_step returned a {type(leaf).__name__}")
-        self.logs_scalars = all(not isinstance(value, Tensor) or value.dim() == 0 for value in log_vars.values())
+        self.logs_columns = (
+            bool(log_vars) and set(log_vars).isdisjoint(_OURS) and all(map(_is_number, log_vars.values()))
+        )
         self.loss: Tensor = outputs["loss"]
         self.flat = [outputs["loss"].detach(), *(leaves[at] for at in self._places)]
         self._constants = [None if _is_variable(leaf) else leaf for leaf in leaves]
@@ -71,6 +75,10 @@ class Outputs:
             return result
 
         return general
+
+
+def _is_number(value: Any) -> bool:
+    return value.dim() == 0 if isinstance(value, Tensor) else not isinstance(value, (str, bytes, type(None)))
 
 
 def _is_variable(leaf: Any) -> bool:

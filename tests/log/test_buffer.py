@@ -203,6 +203,30 @@ def test_averages_of_several_keys_have_the_bits_of_one_by_one(columns):
     assert last_means(histories, 0) == each
 
 
+@given(st.integers(0, 1500), st.integers(1, 5), st.booleans())
+def test_iterations_of_one_call_equal_their_rows(before, length, clips):
+    many, single = LogBuffer(), LogBuffer()
+    many.window = single.window = 10
+    for buffer in (many, single):
+        for i in range(before):
+            whole(buffer, i)
+    values = [0.1 * i for i in range(length)]
+    many.append_many(4, {"loss": values, "b": values}, 0.5, 1.5, values if clips else None)
+    for value in values:
+        row = (4, {"loss": value, "b": value}, 0.5, 1.5)
+        single.append((*row, value) if clips else row)
+    for buffer in (many, single):
+        buffer.average(length)
+    assert list(many.output.items()) == list(single.output.items())
+    assert many.val_history == single.val_history
+    assert many.n_history == single.n_history
+
+
+def test_keys_that_iterations_have_anyway_cannot_be_columns():
+    with pytest.raises(ValueError, match="cannot be columns"):
+        LogBuffer().append_many(1, {"time": [1.0]}, 0.5, 1.5, None)
+
+
 class Lower(dict):
     """Not one of Python's own kinds."""
 

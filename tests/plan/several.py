@@ -32,9 +32,9 @@ class Several:
 
     def many(self, step: GraphStep, iteration: int) -> Many | None:
         averages = step._ema is not None and iteration % step._ema.interval == 0
-        found = [graph for (_, averaging), graph in step._ready.items() if averaging == averages]
+        found = [graph for (_, averaging, _), graph in step._ready.items() if averaging == averages]
         binding = step._binding
-        if step._doubtful or binding is None or not found or not found[-1].logs_scalars:
+        if step._doubtful or binding is None or not found or not found[-1].logs_columns:
             return None
         graph = found[-1]
 
@@ -42,7 +42,7 @@ class Several:
             values: Any = []
             for number, batch in enumerate(batches):
                 why = self.end(iteration + number) if number else ""
-                if why or step._ready.get((quick_key(batch), averages)) is not graph:
+                if why or step._ready.get((quick_key(batch), averages, True)) is not graph:
                     self.lengths.append(number)
                     return number, values, "" if why == "time" else why
                 binding.row.copy_(rows[number])
