@@ -23,6 +23,7 @@ from .auto import Beside
 from .background import Job, whole_order
 from .graph import Compiled, GraphStep
 from .guards import quick_key
+from .many import Many
 from .torch_private import Unfit, ahead_missing
 from .trace import Traced
 from .verify import Run, verify
@@ -131,6 +132,19 @@ class AotGraphStep(GraphStep):
         if done is not None and self.window is None:
             self._bind_library(batch, average is not None)
         return done
+
+    why_single = None
+
+    def many(self, iteration: int) -> Many | None:
+        """Bursts of the library that was bound first. While others are being compiled single calls look for them."""
+        averages = self._ema is not None and iteration % self._ema.interval == 0
+        binding, bounds = self._binding, self._bound[averages]
+        if self._doubtful or self._orders or self.window is not None or binding is None or not bounds:
+            return None
+        graph, run = bounds[0].graph, bounds[0].graph.run
+        if self._bound_for is not binding or not graph.logs_columns or not isinstance(run, AotRun):
+            return None
+        return Many(binding, bounds[0].step.burst, graph.build, run.library.num_outputs, graph.clips, self._ran)
 
     def _bind_library(self, batch: Any, averages: bool) -> None:
         """After a graph has run: bind the library that it is to the binding at hand, if it is one and is not bound."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 import warnings
 from dataclasses import replace
@@ -401,3 +402,68 @@ def test_unfit_is_what_the_compiling_process_ends_with(monkeypatch, tmp_path):
     order.write_bytes(pickle.dumps(dict(whole=b"", args=[], settings=aot_cache.settings(), ahead="key")))
     with pytest.raises(SystemExit, match="aten::_linalg_svd has no C interface"):
         background.main(str(order))
+
+
+def test_bursts_leave_what_single_calls_leave(cached, monkeypatch):
+    """Losses, weights, state and torch's generator, to the bit; dropout, AdamW's counters and a warm-up among them."""
+    data, ends = [MLP.batch(number) for number in range(20)], []
+    for why in ("for comparison", None):
+        monkeypatch.setattr(aot.AotGraphStep, "why_single", why)
+        runner, losses = train(MLP, "aot", 90, batches=data, log_interval=25)
+        ends.append((losses, state_of(runner), torch.get_rng_state(), graph_of(runner).num_ahead))
+    assert runner.current_plan().bursts.num_iters > 60
+    (losses, state, generator, ahead), burst = ends[0], ends[1]
+    assert (losses, ahead) == (burst[0], burst[3])
+    assert all(torch.equal(value, burst[1][name]) for name, value in state.items())
+    assert torch.equal(generator, burst[2])
+
+
+class UpTo:
+    """Batches that stop a run after ``count`` iterations; no list, so that they are taken one by one."""
+
+    def __init__(self, batches, count, runner):
+        self.batches, self.left, self.runner = batches, count, runner
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.left -= 1
+            if self.left == 0:
+                self.runner.stop("enough")
+            yield batch
+
+
+@pytest.mark.parametrize("after_us", [1, 150, 600])
+def test_ctrl_c_in_a_burst_counts_what_the_core_has_done(after_us, cached, monkeypatch):
+    """The signal comes while no Python runs; its handler runs when the burst is over, and by then all is counted."""
+    data = [MLP.batch(number) for number in range(300)]
+    many = aot.AotGraphStep.many
+
+    def armed(step, iteration):
+        if iteration >= 100:
+            signal.setitimer(signal.ITIMER_REAL, after_us / 1e6)
+        return many(step, iteration)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aot.AotGraphStep, "many", armed)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    runner, _ = make(MLP, "aot", 10**6)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run([data], [("train", 1)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    (place,) = runner.loader_states()
+    assert 300 * place["epoch"] + place["position"] == runner.iter
+    assert runner.iter >= 100
+    assert len(runner.log_buffer.val_history["loss"]) == runner.iter
+    other, _ = make(MLP, "aot", 10**6)
+    other.run([UpTo(data, runner.iter, other)], [("train", 1)])
+    assert other.iter == runner.iter
+    ours, others = state_of(runner), state_of(other)
+    assert all(torch.equal(value, others[name]) for name, value in ours.items())
