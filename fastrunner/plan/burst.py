@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .run_plan import RunPlan
 
 ROWS = 128  # iterations of a burst at most
+FEWEST = 8  # and at least: fewer are as fast one by one
 SECONDS = 0.02
 
 
@@ -39,8 +40,9 @@ class Bursts:
 
     def __init__(self, plan: RunPlan, terms: Terms, graph: GraphStep | CudaGraphStep) -> None:
         self._plan, self._terms, self._graph = plan, terms, graph
-        self._fit = 8  # iterations that should fit into the time
+        self._fit = ROWS  # iterations that should fit into the time
         self._scalars = torch.empty(0, 0, dtype=torch.float64)
+        self._same: tuple[list[float], Tensor] = ([], self._scalars)  # a row, and ROWS of it
         self.num_bursts = self.num_iters = 0
 
     def __call__(self, runner: BaseRunner, loader: IterLoader, iters: int, alone: bool) -> bool:
@@ -52,7 +54,7 @@ class Bursts:
             RuntimeError: an iteration failed; those before it count.
         """
         count = self.length(runner, loader, self._fit if alone else min(self._fit, iters - runner._inner_iter))
-        many = self._graph.many(runner._iter) if count > 1 else None
+        many = self._graph.many(runner._iter) if count >= FEWEST else None
         if many is None:
             return False
         batches: list[Any] = []
@@ -62,7 +64,8 @@ class Bursts:
         try:
             loader.take(batches, count)
             fetched = time.perf_counter()
-            table = rows.table(many, len(batches))
+            same = rows.constant(many, len(batches))
+            table = rows.table(many, len(batches)) if same is None else self._repeated(same)
             scalars = self._scalars_for(many)
             # Called and kept by C code: no signal is handled between the burst's end and the result being there.
             results.extend(map(many.burst, [batches], [table], [scalars]))
@@ -70,7 +73,7 @@ class Bursts:
             completed, outputs, why = results[0] if results else (0, None, "")
             if completed:
                 self._count(runner, many, rows, completed, outputs, fetched, iters)
-                self._fit = max(2, min(ROWS, int(SECONDS * completed / (time.perf_counter() - begin))))
+                self._fit = max(FEWEST, min(ROWS, int(SECONDS * completed / (time.perf_counter() - begin))))
             loader.give_back(batches[completed + bool(why) :])
         if why:
             rows.write(completed + 1)
@@ -81,11 +84,11 @@ class Bursts:
     def explain(self) -> str:
         """How many there were, in a line."""
         if not self.num_bursts:
-            return "none yet: only batches that lie ready are taken ahead, and only up to the next due point"
+            return f"none yet: {FEWEST} batches have to lie ready, and nobody be due for as many iterations"
         return f"{self.num_iters} iterations in {self.num_bursts} bursts of up to {ROWS}, between due points"
 
     def length(self, runner: BaseRunner, loader: IterLoader, most: int) -> int:
-        """How many iterations may be run in one call; at most one: none need be."""
+        """How many iterations may be run in one call."""
         now, end = runner._iter, runner._max_iters
         assert end is not None
         if self._plan.rewrites:
@@ -119,6 +122,11 @@ class Bursts:
         runner.log_buffer.append_many(built["num_samples"], log_vars, waited, took, norms)
         self.num_bursts += 1
         self.num_iters += completed
+
+    def _repeated(self, row: list[float]) -> Tensor:
+        if row != self._same[0]:
+            self._same = row, torch.tensor([row], dtype=torch.float64).repeat(ROWS, 1)
+        return self._same[1]
 
     def _scalars_for(self, many: Many) -> Tensor:
         if self._scalars.shape[1] != many.num_outputs:

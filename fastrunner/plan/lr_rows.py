@@ -35,13 +35,18 @@ class LrRows:
         self._plan, self._terms, self._runner = plan, terms, runner
         self._first = runner._iter
         self._calls: list[tuple[int, PolicyHook]] = []  # (iteration, hook), in order
+        self._asked: list[tuple[int, int]] = []  # (iteration, the next one at which a policy is due)
+
+    def constant(self, many: Many, count: int) -> list[float] | None:
+        """The row that all of ``count`` iterations have; None where theirs differ."""
+        if self._plan.next_write < self._first + count or self._terms.ema is not None or many.binding.counts:
+            return None
+        return many.binding.values(self._runner.optimizer.param_groups, 0, None)
 
     def table(self, many: Many, count: int) -> Tensor:
-        """float64 [count, width of the row]. Cost: a row a microsecond where values change, else one for all."""
+        """float64 [count, width of the row]. Cost: a microsecond a row, and the policies' where they are due."""
         binding, ema = many.binding, self._terms.ema
         groups, first, next_write = self._runner.optimizer.param_groups, self._first, self._plan.next_write
-        if next_write >= first + count and ema is None and not binding.counts:
-            return torch.tensor([binding.values(groups, 0, None)], dtype=torch.float64).repeat(count, 1)
         ahead = self._ahead()
         rows = []
         for number in range(count):
@@ -55,12 +60,14 @@ class LrRows:
     def write(self, count: int) -> None:
         """The first ``count`` iterations were begun: let param groups and hooks be as they left them."""
         last = {id(hook): (at, hook) for at, hook in self._calls if at < self._first + count}
-        now = self._ahead(self._runner.optimizer)
-        for at, hook in sorted(last.values(), key=lambda call: call[0]):
-            now.iter = at
-            hook.before_train_iter(now)
-        if self._calls:
-            self._plan.next_write = self._first + count
+        if last:
+            now = self._ahead(self._runner.optimizer)
+            for at, hook in sorted(last.values(), key=lambda call: call[0]):
+                now.iter = at
+                hook.before_train_iter(now)
+        for at, next_write in self._asked:
+            if at < self._first + count:
+                self._plan.next_write = next_write
         if self._terms.ema is not None:
             self._terms.ema.average_at(self._first + count - 1)
 
@@ -74,6 +81,7 @@ class LrRows:
                 hook.before_train_iter(ahead)
                 due = ahead.iter + 1
             at = min(at, due)
+        self._asked.append((ahead.iter, at))
         return at
 
     def _ahead(self, optimizer: Any = None) -> Any:

@@ -123,6 +123,8 @@ class RunPlan(HookPlan):
             return "the step is called from Python, iteration by iteration"
         if self.graph.why_single is not None:
             return self.graph.why_single
+        if runner.max_epochs is not None:
+            return "the epoch runner takes its batches one at a time"
         if type(self.terms.optimizer_hook) is not OptimizerHook:
             return "gradients add up, or the loss is scaled"
         whole = self._may_be_whole(runner, (), *self._places(()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fastrunner.plan import burst
 from fastrunner.step.graph import GraphStep
 from fastrunner.step.guards import quick_key
 from fastrunner.step.many import Many
@@ -26,6 +27,7 @@ class Several:
         self.lengths: list[int] = []  # of the bursts
 
     def install(self, monkeypatch: Any) -> Several:
+        monkeypatch.setattr(burst, "FEWEST", 2)
         monkeypatch.setattr(GraphStep, "why_single", None)
         monkeypatch.setattr(GraphStep, "many", lambda step, iteration: self.many(step, iteration))
         return self
@@ -38,7 +40,7 @@ class Several:
             return None
         graph = found[-1]
 
-        def burst(batches: list[Any], rows: torch.Tensor, scalars: torch.Tensor) -> tuple[int, Any, str]:
+        def run(batches: list[Any], rows: torch.Tensor, scalars: torch.Tensor) -> tuple[int, Any, str]:
             values: Any = []
             for number, batch in enumerate(batches):
                 why = self.end(iteration + number) if number else ""
@@ -56,7 +58,7 @@ class Several:
             binding.steps += completed
             step.num_calls += completed
 
-        return Many(binding, burst, graph.build, num_outputs(graph, step, binding), graph.clips, ran)
+        return Many(binding, run, graph.build, num_outputs(graph, step, binding), graph.clips, ran)
 
 
 def num_outputs(graph: Any, step: GraphStep, binding: Any) -> int:

@@ -14,7 +14,7 @@ from plan.several import Several
 from step.runs import interpret
 from torch import nn
 
-from fastrunner import EMAHook, FusedAdamW, FusedSGD, Hook, IterBasedRunner
+from fastrunner import EMAHook, EpochBasedRunner, FusedAdamW, FusedSGD, Hook, IterBasedRunner
 from fastrunner.plan import burst as bursts_module
 from fastrunner.plan.burst import Bursts
 from fastrunner.step import graph
@@ -237,14 +237,14 @@ def test_only_batches_that_lie_ready_are_taken_ahead(monkeypatch, data):
 def test_ctrl_c_while_batches_are_taken_loses_none(monkeypatch):
     interpret(monkeypatch)
     Several().install(monkeypatch)
-    runner, take = make(), bursts_module.LrRows.table
+    runner, constant = make(), bursts_module.LrRows.constant
 
     def interrupted(self, many, count):
         if self._first >= 12:
             raise KeyboardInterrupt
-        return take(self, many, count)
+        return constant(self, many, count)
 
-    monkeypatch.setattr(bursts_module.LrRows, "table", interrupted)
+    monkeypatch.setattr(bursts_module.LrRows, "constant", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run([batches()], [("train", 1)])
     assert used(runner) == runner.iter
@@ -277,3 +277,20 @@ def test_explain_says_whether_there_are_bursts(monkeypatch):
     runner = make()
     run(runner, batches())
     assert "bursts of" in runner.explain()
+
+
+def test_a_warm_up_that_is_over_is_not_asked_again(monkeypatch):
+    """From then on all rows of a burst are one."""
+    interpret(monkeypatch)
+    Several().install(monkeypatch)
+    runner = make(policy=POLICIES[1])
+    run(runner, batches(20))
+    assert runner.current_plan().next_write > ITERS
+
+
+def test_the_epoch_runner_says_that_it_has_none(monkeypatch):
+    interpret(monkeypatch)
+    Several().install(monkeypatch)
+    runner = EpochBasedRunner(Model(), optimizer=FusedSGD(Model().parameters(), lr=0.1), max_epochs=1, step="graph")
+    runner.register_training_hooks(None, {})
+    assert "no: the epoch runner takes its batches one at a time" in runner.explain()
