@@ -67,6 +67,7 @@ class Bursts:
             same = rows.constant(many, len(batches))
             table = rows.table(many, len(batches)) if same is None else self._repeated(same)
             scalars = self._scalars_for(many)
+            many.binding.forget_row()  # the burst writes there
             # Called and kept by C code: no signal is handled between the burst's end and the result being there.
             results.extend(map(many.burst, [batches], [table], [scalars]))
         finally:
