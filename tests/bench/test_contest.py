@@ -98,9 +98,9 @@ def test_peers_that_are_missing_crash_or_hang_are_rows(result):
         "accelerate: it crashed (exit code 1): a library is missing",
     ):
         assert words in text
-    rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if len(line.split()) > 2}
-    assert all(rows[name][1] in ("us", "ms") for name in ("raw", "fastrunner"))
     alone = [line.split() for line in text.splitlines()]
+    timed = [line[0] for line in alone if len(line) > 2 and line[2] in ("us", "ms", "s")]
+    assert {"raw", "fastrunner"} <= set(timed)
     assert all([name, "-"] in alone for name in ("lightning", "mmengine", "ignite", "accelerate"))
     assert missing(result) == 1
 
