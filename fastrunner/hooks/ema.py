@@ -130,14 +130,10 @@ class EMAHook(Hook):
         self._seen_iters = cur_iter + 1
         if cur_iter % self.interval != 0:
             return None
-        self._term.momentum = self.momentum_at(cur_iter)
-        return self._term
-
-    def momentum_at(self, cur_iter: int) -> float:
-        """Weight of the newest parameters in the average that iteration ``cur_iter`` takes."""
         # warm_up=0 would divide by zero at iteration 0, where the bound is anyway above any momentum.
         bound = (1 + cur_iter) / (self.warm_up + cur_iter) if self.warm_up + cur_iter else 1.0
-        return self.momentum if self.momentum < bound else bound
+        self._term.momentum = self.momentum if self.momentum < bound else bound
+        return self._term
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
         self._seen_epochs = runner._epoch

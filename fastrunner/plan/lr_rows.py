@@ -6,6 +6,7 @@ Policies are asked about iterations to come through a stand-in, so that the runn
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class LrRows:
 
     def table(self, many: Many, count: int) -> Tensor:
         """float64 [count, width of the row]. Cost: a microsecond a row, and the policies' where they are due."""
-        binding, ema = many.binding, self._terms.ema
+        binding, ema = many.binding, copy.copy(self._terms.ema)  # a copy counts these iterations
         groups, first, next_write = self._runner.optimizer.param_groups, self._first, self._plan.next_write
         ahead = self._ahead()
         rows = []
@@ -54,7 +55,8 @@ class LrRows:
             if now >= next_write:
                 next_write = self._ask(ahead)
                 groups = ahead.optimizer.param_groups
-            rows.append(binding.values(groups, number, None if ema is None else ema.momentum_at(now)))
+            term = None if ema is None else ema.average_at(now)
+            rows.append(binding.values(groups, number, None if term is None else term.momentum))
         return torch.tensor(rows, dtype=torch.float64)
 
     def write(self, count: int) -> None:
