@@ -56,7 +56,7 @@ class LrRows:
                 next_write = self._ask(ahead)
                 groups = ahead.optimizer.param_groups
             term = None if ema is None else ema.average_at(now)
-            rows.append(binding.values(groups, number, None if term is None else term.momentum))
+            rows.append(binding.values(groups, number, None if term is None else float(term.momentum)))
         return torch.tensor(rows, dtype=torch.float64)
 
     def write(self, count: int) -> None:
