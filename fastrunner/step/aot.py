@@ -97,6 +97,7 @@ class AotGraphStep(GraphStep):
         self._not_ahead: dict[Any, str] = {}
         self._bound: tuple[list[Bound], list[Bound]] = ([], [])  # without and with an average
         self._bound_for: Any = None
+        self._has_loaded = False
         self._next_look = 0.0
         self._later: dict[Any, tuple[str, Traced]] = {}  # under ``auto``: to be ordered, if the graph is taken
         self.num_ahead = 0
@@ -122,14 +123,17 @@ class AotGraphStep(GraphStep):
             self._look_at_orders()
         binding, average = self._binding, None if self._ema is None else self._ema.average_at(iteration)
         if not self._doubtful and self._bound_for is binding and binding is not None:
-            for bound in self._bound[average is not None]:
+            several = self._bound[average is not None]
+            for at, bound in enumerate(several):
                 binding.fill(None if average is None else average.momentum)
                 values = bound.step(batch)
                 if values is not None:
                     self._ran(1)
+                    if at:
+                        several.insert(0, several.pop(at))  # the next batch is likely to be like this one
                     return bound.graph.build(values), values[-1] if bound.graph.clips else None
         done = super().__call__(batch, iteration, ends, factor)
-        if done is not None and self.window is None:
+        if done is not None and self._has_loaded and self.window is None:
             self._bind_library(batch, average is not None)
         return done
 
@@ -293,6 +297,7 @@ class AotGraphStep(GraphStep):
 
     def _load(self, path: Path, num_inputs: int) -> AotRun:
         assert self._binding is not None
+        self._has_loaded = True
         return AotRun(path, len(self._binding.static), num_inputs, self._noted)
 
     def _give_up(self, key: Any, why: str) -> None:
