@@ -379,6 +379,7 @@ def test_interrupts_never_leave_half_a_step() -> None:
                 pass
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                torch.set_grad_enabled(True)  # inside no_grad's own __exit__, a signal leaves gradients off
             slot = optimizer.state.get(param, {}).get("momentum_buffer")
             values, momenta = set(param.tolist()), {None} if slot is None else set(slot.tolist())
             assert len(values) == len(momenta) == 1
