@@ -70,7 +70,7 @@ class Fp16OptimizerHook(SteppingHook):
 
     def before_run(self, runner: BaseRunner) -> None:
         super().before_run(runner)
-        switch_half_on(runner.model, torch.float16, self)
+        switch_half_on(runner, torch.float16, self)
         device = next((p.device.type for p in runner.model.parameters()), self._device)
         if device != self._device:
             state = self.loss_scaler.state_dict()
@@ -125,7 +125,7 @@ class Bf16OptimizerHook(SteppingHook):
 
     def before_run(self, runner: BaseRunner) -> None:
         super().before_run(runner)
-        switch_half_on(runner.model, torch.bfloat16, self)
+        switch_half_on(runner, torch.bfloat16, self)
 
 
 @HOOKS.register_module()
@@ -133,8 +133,18 @@ class GradientCumulativeBf16OptimizerHook(GradientCumulativeOptimizerHook, Bf16O
     """:class:`GradientCumulativeOptimizerHook` with :class:`Bf16OptimizerHook`'s half type."""
 
 
-def switch_half_on(model: Any, dtype: torch.dtype, hook: object) -> None:
-    """``wrap_fp16_model``, with a warning where no module listens."""
+def switch_half_on(runner: BaseRunner, dtype: torch.dtype, hook: object) -> None:
+    """``wrap_fp16_model``, with a warning where no module listens.
+
+    Raises:
+        ValueError: the step has a precision of its own.
+    """
+    model, amp = runner.model, runner.step_config.amp
+    if amp is not None:
+        raise ValueError(
+            f"{type(hook).__name__} and step=dict(amp={amp!r}) both set the precision: keep one of them. The hook scales "
+            "the loss and asks the model's modules; amp puts the whole of train_step under autocast"
+        )
     wrap_fp16_model(model, dtype)
     if not any(hasattr(module, "fp16_enabled") for module in model.modules()):
         warnings.warn(

@@ -156,6 +156,16 @@ def test_bad_scales(scale):
         Fp16OptimizerHook(loss_scale=scale)
 
 
+@pytest.mark.parametrize("hook", [Fp16OptimizerHook, Bf16OptimizerHook])
+def test_two_things_that_set_the_precision_are_one_too_many(hook):
+    model = TinyModel()
+    optimizer, step = FusedSGD(model.parameters(), lr=0.1), dict(amp="fp16")
+    runner = IterBasedRunner(model, optimizer=optimizer, work_dir="out", max_iters=2, step=step)
+    runner.register_optimizer_hook(hook())
+    with pytest.raises(ValueError, match=rf"{hook.__name__} and step=dict\(amp='fp16'\) both set the precision"):
+        runner.run([batches(2)], [("train", 1)])
+
+
 @pytest.mark.cuda
 def test_nothing_waits_for_the_device_with_an_optimizer_that_takes_found_inf():
     def fused(params, lr):
