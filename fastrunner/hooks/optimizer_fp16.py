@@ -142,7 +142,7 @@ def switch_half_on(runner: BaseRunner, dtype: torch.dtype, hook: object) -> None
     model, amp = runner.model, runner.step_config.amp
     if amp is not None:
         raise ValueError(
-            f"{type(hook).__name__} and step=dict(amp={amp!r}) both set the precision: keep one of them. The hook scales "
+            f"{type(hook).__name__} and step=dict(amp={amp!r}) both set the precision: keep one. The hook scales "
             "the loss and asks the model's modules; amp puts the whole of train_step under autocast"
         )
     wrap_fp16_model(model, dtype)
