@@ -315,6 +315,13 @@ class IterLoader:
             return left
         return min(left, self.num_ready or 0) if isinstance(self._loader, EpochLoader) else 0
 
+    @property
+    def lies_ready(self) -> bool:
+        """Whether ``at_hand`` may be more than 0 in this epoch: where it may not, nobody has to ask again."""
+        if type(self._dataloader) in (list, tuple):
+            return True
+        return isinstance(self._loader, EpochLoader) and self.num_ready is not None
+
     def take(self, taken: list[Any], count: int) -> None:
         """Append up to ``count`` batches of this epoch to ``taken``. What goes wrong goes wrong at the next ``next()``.
 

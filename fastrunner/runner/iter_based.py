@@ -91,7 +91,7 @@ class IterBasedRunner(BaseRunner):
         next iteration a due one.
         """
         plan, model, next_batch = self.current_plan(), self.model, loader.__next__
-        bursts = plan.bursts
+        bursts = plan.bursts if loader.lies_ready else None
         while self._iter < plan.next_due and model.training:
             if self._inner_iter >= iters:
                 if not alone:
