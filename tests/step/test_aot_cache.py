@@ -108,7 +108,7 @@ def test_the_key_is_of_everything_that_the_code_is_made_for(monkeypatch):
     for owner, name, value in [
         (torch, "__version__", "9.9.9"),
         (aot_cache, "__version__", "9.9.9"),
-        (aot_cache, "_machine", lambda: ("another",)),
+        (aot_cache, "machine", lambda: ("another",)),
         (aot_cache, "AHEAD", {**aot_cache.AHEAD, "size_asserts": True}),
     ]:
         with monkeypatch.context() as patch:
