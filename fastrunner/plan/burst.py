@@ -64,6 +64,8 @@ class Bursts:
         try:
             loader.take(batches, count)
             fetched = time.perf_counter()
+            if not batches:  # what went wrong does so again at the loop's own next()
+                return False
             same = rows.constant(many, len(batches))
             table = rows.table(many, len(batches)) if same is None else self._repeated(same)
             scalars = self._scalars_for(many)

@@ -41,6 +41,7 @@ class Several:
         graph = found[-1]
 
         def run(batches: list[Any], rows: torch.Tensor, scalars: torch.Tensor) -> tuple[int, Any, str]:
+            assert rows.ndim == 2, "the core takes k rows, also where k is 0"
             values: Any = []
             for number, batch in enumerate(batches):
                 why = self.end(iteration + number) if number else ""

@@ -15,6 +15,8 @@ from step.runs import interpret
 from torch import nn
 
 from fastrunner import EMAHook, EpochBasedRunner, FusedAdamW, FusedSGD, Hook, IterBasedRunner
+from fastrunner.data.loader import EpochLoader
+from fastrunner.data.order import BatchOrder
 from fastrunner.plan import burst as bursts_module
 from fastrunner.plan.burst import Bursts
 from fastrunner.step import graph
@@ -232,6 +234,38 @@ def test_only_batches_that_lie_ready_are_taken_ahead(monkeypatch, data):
     ends, lengths, _ = both(monkeypatch, make, Several(), data)
     assert ends[0] == ends[1]
     assert bool(lengths) == (type(data) is tuple)
+
+
+class Broken(EpochLoader):
+    """Batch 14 of each epoch was made ahead, and is an error; so it is what a burst would begin with."""
+
+    num_ready = property(lambda self: 14 - self.position or 6)
+
+    def __init__(self):
+        self.order = BatchOrder(20, 1, seed=0)
+
+    def _start(self, epoch, position):
+        self._made = batches(20)
+
+    def _stop(self):
+        pass
+
+    def _next(self):
+        if self.position == 14:
+            raise OSError("a broken sample")
+        return self._made[self.position]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_burst_whose_first_batch_is_an_error(monkeypatch, optimizer):
+    """The error is the batch's own, whether all rows of a burst are equal or, as Adam's, none."""
+    interpret(monkeypatch)
+    several = Several().install(monkeypatch)
+    runner = make(optimizer, every=100)
+    with pytest.raises(OSError, match="a broken sample"):
+        runner.run([Broken()], [("train", 1)])
+    assert several.lengths
+    assert used(runner) == runner.iter == 14
 
 
 def test_ctrl_c_while_batches_are_taken_loses_none(monkeypatch):
