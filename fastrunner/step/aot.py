@@ -181,7 +181,7 @@ class AotGraphStep(GraphStep):
             if run is None or error.passing:
                 self._cancel(key)
                 raise
-            aot_cache.drop(run.path)
+            self._drop_wrong(run.path)
             self._give_up(key, f"a library from the cache was wrong: {error}")
             return super()._compile(key, batches)
         finally:
@@ -284,8 +284,11 @@ class AotGraphStep(GraphStep):
             if not all(_same_bits(graph.run, run, binding.static, batch) for batch in order.batches):
                 verify(binding, order.traced, run, order.batches, self._max_norm, self._step)
             ours, below = (self._seconds(each, order.batches[-1]) for each in (run, graph.run))
-        except (Unfit, RuntimeError):
+        except RuntimeError:
             aot_cache.drop(path)
+            raise
+        except Unfit:
+            self._drop_wrong(path)
             raise
         finally:
             self.num_ahead = num_ahead
@@ -294,6 +297,12 @@ class AotGraphStep(GraphStep):
             return
         self._last = None
         self._graphs[order.around, key] = self._ready[key] = replace(graph, run=run)
+
+    def _drop_wrong(self, path: Path) -> None:
+        """Not where the run has diverged: then no library is found right, and another run will be the judge."""
+        assert self._binding is not None
+        if all(bool(tensor.isfinite().all()) for tensor in self._binding.static):
+            aot_cache.drop(path)
 
     def _load(self, path: Path, num_inputs: int) -> AotRun:
         assert self._binding is not None

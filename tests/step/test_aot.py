@@ -231,6 +231,17 @@ def test_a_library_that_is_wrong_is_refused(from_cache, cached, compiled, cache,
     assert losses == train(MLP, "graph", 12)[1]
 
 
+def test_a_run_that_has_diverged_leaves_the_library_to_others(cached):
+    """Of NaN nothing can be verified, right or wrong: this run has no library, and the next one finds it there."""
+    runner, _ = make(MLP, "aot", 12)
+    with torch.no_grad():
+        next(runner.model.parameters()).fill_(torch.nan)
+    runner.run([[MLP.batch(number) for number in range(4)]], [("train", 1)])
+    assert runner.iter == 12
+    assert cached.exists()
+    assert graph_of(train(MLP, "aot", 12)[0]).num_ahead == 10
+
+
 @pytest.mark.parametrize("act", [replace_weight, write_lr])
 def test_what_a_hook_changes_counts_from_the_next_step_on(act, cached):
     runner, losses = train(MLP, "aot", 12, hooks=[Acts(act)])
