@@ -181,9 +181,10 @@ class AotGraphStep(GraphStep):
             if run is None or error.passing:
                 self._cancel(key)
                 raise
-            self._drop_wrong(run.path)
             self._give_up(key, f"a library from the cache was wrong: {error}")
-            return super()._compile(key, batches)
+            compiled = super()._compile(key, batches)
+            aot_cache.drop(run.path)  # not where the graph is found wrong, too: of NaN, say, nothing can be verified
+            return compiled
         finally:
             self.num_ahead = num_ahead
             self._cached.pop(key, None)
@@ -288,7 +289,8 @@ class AotGraphStep(GraphStep):
             aot_cache.drop(path)
             raise
         except Unfit:
-            self._drop_wrong(path)
+            if all(bool(tensor.isfinite().all()) for tensor in binding.static):  # else it is the run that is wrong
+                aot_cache.drop(path)
             raise
         finally:
             self.num_ahead = num_ahead
@@ -297,12 +299,6 @@ class AotGraphStep(GraphStep):
             return
         self._last = None
         self._graphs[order.around, key] = self._ready[key] = replace(graph, run=run)
-
-    def _drop_wrong(self, path: Path) -> None:
-        """Not where the run has diverged: then no library is found right, and another run will be the judge."""
-        assert self._binding is not None
-        if all(bool(tensor.isfinite().all()) for tensor in self._binding.static):
-            aot_cache.drop(path)
 
     def _load(self, path: Path, num_inputs: int) -> AotRun:
         assert self._binding is not None
