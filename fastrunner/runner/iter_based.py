@@ -41,8 +41,8 @@ class IterBasedRunner(BaseRunner):
             self._max_iters = max_iters
         self._begin(data_loaders, workflow, "_max_iters", "iters")
         with self._running():
+            self._loaders = loaders = [IterLoader(source) for source in data_loaders]  # hooks may save
             self._before_run()
-            self._loaders = loaders = [IterLoader(source) for source in data_loaders]
             flow, done, _ = self._take_resumed()
             self.data_loader = next(
                 loader for loader, (mode, _) in zip(loaders, workflow, strict=True) if mode == "train"

@@ -246,6 +246,18 @@ def test_a_second_run_saves_into_the_same_folder():
     assert sorted(os.listdir("elsewhere/out")) == ["iter_12.pth", "iter_6.pth", "latest.pth"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_hook_saves_before_the_run_is_its_beginning(kind):
+    save = ClosureHook("before_run", lambda r: r.save_checkpoint("first", "first.pth", create_symlink=False))
+    whole = make(kind, hooks=[save])
+    whole.run([batches(6)], [("train", 1)])
+    again = make(kind)
+    again.resume("first/first.pth")
+    again.run([batches(6)], [("train", 1)])
+    assert again.iter == whole.iter == 18
+    assert weights(again) == weights(whole)
+
+
 def test_a_refused_file_leaves_the_model_alone():
     runner = make(IterBasedRunner)
     before = weights(runner)
