@@ -7,7 +7,7 @@ Cases: the runner with
   every 50       the same, and a log every 50 iterations to a file and to .log.json, spread over all iterations
   everything     default, EMAHook, an EvalHook and a TensorboardLoggerHook that are not due; between due points
   50 idle        default, and 25 hooks that override nothing, 25 that are not due; floor here: default; from iteration
-                 400 on, with two of the points at which the plan looks up though nobody is due
+                 1,100 on, with two of the points at which the plan looks up though nobody is due
 Bars: default 1 us, every 50 4 us, everything 1.5 us; 50 idle: the interval of the difference holds zero.
 Gate: tests/bench/test_tax.py and tests/plan must be green first. Peers: `python -m fastrunner.bench --against`.
 
