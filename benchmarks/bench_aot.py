@@ -31,7 +31,7 @@ from fastrunner._core import AotLibrary, AotStep
 from fastrunner.bench import machine
 from fastrunner.bench.measure import Window, interleaved
 from fastrunner.step import aot_cache
-from fastrunner.step.background import Job
+from fastrunner.step.background import Job, whole_order
 from fastrunner.step.binding import Binding
 from fastrunner.step.trace import trace_step
 
@@ -54,7 +54,7 @@ def bare_step() -> tuple[AotStep, Binding, Any, float]:
     args = [*binding.static, *batch.values()]
     key, begin = aot_cache.key_of(traced.graph, args), time.perf_counter()
     if aot_cache.find(key) is None:
-        job = Job(traced.graph, args, ahead=key)
+        job = Job(whole_order(traced.graph, args, key))
         while (why := job.poll()) is None:
             time.sleep(0.2)
         if why:
