@@ -28,8 +28,7 @@ def capture(runner: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "counters": {"epoch": runner.finished_epochs, "iter": runner.finished_iters},
-        "workflow": runner.workflow_state(),
-        "loaders": runner.loader_states(),
+        **runner.place(),
         "rng": rng_state(),
         "hooks": {key: hook.state_dict() for key, hook in stateful_hooks(runner).items()},
         **({"step": step} if step else {}),

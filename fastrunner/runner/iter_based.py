@@ -54,10 +54,8 @@ class IterBasedRunner(BaseRunner):
             self.log_buffer.window = max([HISTORY, *(h.interval for h in self._hooks if isinstance(h, LoggerHook))])
 
             self._flow, self._inner_iter = flow, done
-            left = (flow, done) != (
-                0,
-                0,
-            )  # of the round that was interrupted: its val entries follow its last iteration
+            # of the round that was interrupted: its val entries follow its last iteration
+            left = (flow, done) != (0, 0)
             while (left or self._iter < self._max_iters) and self.stop_reason is None:  # type: ignore[operator]
                 left = False
                 for self._flow in range(flow, len(workflow)):

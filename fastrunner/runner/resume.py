@@ -127,8 +127,14 @@ class ResumeMixin(Planned):
 
     def _keep_place(self) -> None:
         """Let the next run() go on where this one was stopped."""
-        counters = {"epoch": self._epoch, "iter": self._iter}
-        self._resumed = {"workflow": self.workflow_state(), "loaders": self.loader_states(), "counters": counters}
+        self._resumed = {**self.place(), "counters": {"epoch": self._epoch, "iter": self._iter}}
+
+    def place(self) -> dict[str, Any]:
+        """Workflow and loaders, for a checkpoint written now. What was resumed and not begun is where it was."""
+        resumed = self._resumed
+        if resumed is not None and resumed["counters"] == {"epoch": self._epoch, "iter": self._iter}:
+            return {key: resumed[key] for key in ("workflow", "loaders")}
+        return {"workflow": self.workflow_state(), "loaders": self.loader_states()}
 
     def _take_resumed(self) -> tuple[int, int, list[int]]:
         """``(flow, done, positions)`` to start run() from, once; the beginning where nothing was resumed or stopped.

@@ -248,14 +248,35 @@ def test_a_second_run_saves_into_the_same_folder():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_hook_saves_before_the_run_is_its_beginning(kind):
-    save = ClosureHook("before_run", lambda r: r.save_checkpoint("first", "first.pth", create_symlink=False))
-    whole = make(kind, hooks=[save])
+    whole = make(kind, hooks=[save_before_run("first")])
     whole.run([batches(6)], [("train", 1)])
     again = make(kind)
     again.resume("first/first.pth")
     again.run([batches(6)], [("train", 1)])
     assert again.iter == whole.iter == 18
     assert weights(again) == weights(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_hook_saves_before_a_resumed_run_is_where_that_begins(kind):
+    def loader():
+        return build_dataloader(Points(), 2, 0, seed=3)
+
+    first = make(kind, "first")
+    first.register_hook(ClosureHook("after_train_iter", lambda r: r.stop("now") if r.iter == 4 else None))
+    first.run([loader()], [("train", 1)])
+    second = make(kind, "second", hooks=[save_before_run("second")])
+    second.resume("first/latest.pth")
+    second.run([loader()], [("train", 1)])
+    third = make(kind, "third")
+    third.resume("second/first.pth")
+    third.run([loader()], [("train", 1)])
+    assert third.iter == second.iter
+    assert weights(third) == weights(second)
+
+
+def save_before_run(folder):
+    return ClosureHook("before_run", lambda r: r.save_checkpoint(folder, "first.pth", create_symlink=False))
 
 
 def test_a_refused_file_leaves_the_model_alone():
