@@ -16,7 +16,7 @@ from fastrunner.step import torch_private
 from fastrunner.step.binding import Binding
 from fastrunner.step.torch_private import Unfit
 from fastrunner.step.trace import trace_step
-from fastrunner.step.verify import reference, verify
+from fastrunner.step.verify import Result, compare, reference, verify
 
 MLP, RESNET, GPT, TIED = (ZOO[name] for name in ("mlp", "resnet", "gpt", "tied"))
 
@@ -286,3 +286,37 @@ def test_the_reference_is_eagers_step():
     nn.utils.clip_grad_norm_(binding.model.parameters(), MLP.clip)
     for name, param in binding.model.named_parameters():
         torch.testing.assert_close(result.grads[name], param.grad, rtol=1e-6, atol=1e-8)
+
+
+# eager's distance from float64 in 16 bits, of the size of the gradient
+DEEP = {"first": 0.37, "last": 0.02, "before norm": 1.0}
+
+
+def rounded(seed, draws=False):
+    """A result in 16 bits, of a deep network whose exact gradients are 1 (and 1e-4 where the true gradient is 0)."""
+    generator = torch.Generator().manual_seed(seed)
+    grads = {}
+    for name, share in DEEP.items():
+        size = 1e-4 if name == "before norm" else 1.0
+        away = torch.randn(1000, generator=generator, dtype=torch.float64)
+        grads[name] = size * (torch.ones(1000, dtype=torch.float64) + (share if seed else 0) * away)
+    return Result(torch.tensor(2.0), grads, {}, torch.zeros(1), draws)
+
+
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_what_16_bits_leave_of_a_deep_networks_gradients_is_not_held_against_another_rounding(seed):
+    compare(rounded(seed), rounded(1), rounded(0), low=True)
+
+
+@pytest.mark.parametrize("name", ["first", "last"])
+@pytest.mark.parametrize("wrong", [lambda g: 0 * g, lambda g: 2 * g, lambda g: -g, lambda g: g.roll(1) * g[::2].sum()])
+def test_a_wrong_gradient_in_16_bits_is_refused(name, wrong):
+    ours = rounded(2)
+    ours.grads[name] = wrong(ours.grads[name])
+    with pytest.raises(Unfit, match=f"the gradient of {name} differs"):
+        compare(ours, rounded(1), rounded(0), low=True)
+
+
+def test_where_masks_are_drawn_a_far_float64_run_is_no_reference():
+    with pytest.raises(Unfit, match="the gradient of first differs"):  # 0.5 apart: not within 10 times 0.02
+        compare(rounded(2), rounded(1, draws=True), rounded(0), low=True)
