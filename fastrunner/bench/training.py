@@ -106,13 +106,15 @@ def train(
     if explain:
         runner.explain()  # from here on
     source = StampedSource(loader, synchronize, frozenset((num_warm_iter, plan.num_iters - 1)))
+    log = work_dir / f"{runner.timestamp}.log.json"
+    written = log.stat().st_size if log.exists() else 0  # by a run that began in the same second
     runner.run([source], [("train", 1)])
 
     asked, given = source.asked_ns[num_warm_iter:], source.given_ns[num_warm_iter:]
     iters = Timing(tuple(after - before for before, after in pairwise(asked)))
     data = Timing(tuple(after - before for before, after in zip(asked[:-1], given[:-1], strict=True)))
     seconds = (asked[-1] - asked[0]) / 1e9
-    losses = logged_losses(work_dir / f"{runner.timestamp}.log.json")
+    losses = logged_losses(log, written)
     return {
         "num_iters": runner.iter,
         "num_epochs": runner.epoch,
@@ -130,9 +132,9 @@ def train(
     }
 
 
-def logged_losses(file: Path) -> list[float]:
-    """The losses in a ``.log.json``: each the mean over one log interval."""
-    records = [json.loads(line) for line in file.read_text().splitlines()]
+def logged_losses(file: Path, begin: int = 0) -> list[float]:
+    """The losses in a ``.log.json`` from byte ``begin`` on: each the mean over one log interval."""
+    records = [json.loads(line) for line in file.read_bytes()[begin:].splitlines()]
     return [record["loss"] for record in records if record.get("mode") == "train"]
 
 

@@ -76,6 +76,16 @@ def test_logged_losses_are_the_losses(tmp_path):
     assert losses[0] == pytest.approx(wanted, abs=1e-5)  # five digits in the file
 
 
+def test_two_runs_of_one_second_keep_their_losses_apart(tmp_path, monkeypatch):
+    """They share a log file."""
+    monkeypatch.setattr("fastrunner.runner.base.get_time_str", lambda: "20260101_000000")
+    plan = Plan("iter", num_iters=3, epoch_length=EPOCH, log_interval=1)
+    first, second = (train(plan, model(), batches(), tmp_path, LOGGER, 1, None)["losses"] for _ in range(2))
+    assert len(list(tmp_path.glob("*.log.json"))) == 1
+    assert len(first) == 3
+    assert first == second
+
+
 def test_evaluate_is_the_share_of_right_answers():
     data = batches(5)
     data[-1] = {key: value[:2] for key, value in data[-1].items()}  # an incomplete last batch counts less
