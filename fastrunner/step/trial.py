@@ -101,7 +101,7 @@ def result_of(
     before.restore()
     if arrange is not None:
         arrange()
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    buffers, generator = {n: buffer.detach().clone() for n, buffer in model.named_buffers()}, torch.get_rng_state()
     outputs = call(batch, optimizer)
     loss = outputs.get("loss") if isinstance(outputs, dict) else None
     if not isinstance(loss, Tensor) or not loss.requires_grad:
@@ -112,6 +112,7 @@ def result_of(
         {name: None if p.grad is None else p.grad.detach().clone() for name, p in model.named_parameters()},
         {name: buffer.detach() - buffers[name] for name, buffer in model.named_buffers() if buffer.dtype != torch.bool},
         torch.get_rng_state(),
+        not torch.equal(torch.get_rng_state(), generator),
     )
     before.restore()
     return result

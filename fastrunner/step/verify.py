@@ -53,7 +53,7 @@ class Result:
         grads: clipped, by name; None where there is none.
         changes: of buffers that are not averages.
         generator: torch's state afterwards.
-        draws: whether that moved; only told of reference steps.
+        draws: whether that moved, or another generator's; only told of eager steps.
     """
 
     loss: Tensor

@@ -16,6 +16,7 @@ from fastrunner.step import torch_private
 from fastrunner.step.binding import Binding
 from fastrunner.step.torch_private import Unfit
 from fastrunner.step.trace import trace_step
+from fastrunner.step.trial import Snapshot, result_of
 from fastrunner.step.verify import Result, compare, reference, verify
 
 MLP, RESNET, GPT, TIED = (ZOO[name] for name in ("mlp", "resnet", "gpt", "tied"))
@@ -320,3 +321,11 @@ def test_a_wrong_gradient_in_16_bits_is_refused(name, wrong):
 def test_where_masks_are_drawn_a_far_float64_run_is_no_reference():
     with pytest.raises(Unfit, match="the gradient of first differs"):  # 0.5 apart: not within 10 times 0.02
         compare(rounded(2), rounded(1, draws=True), rounded(0), low=True)
+
+
+@pytest.mark.parametrize(("family", "draws"), [(RESNET, False), (MLP, True)])
+def test_whether_an_eager_step_draws_is_seen(family, draws):
+    binding, _, batches = prepared(family)
+    model, optimizer = binding.model, binding.optimizer
+    assert reference(binding, batches[0], None, model.train_step).draws is draws
+    assert result_of(model.train_step, model, optimizer, batches[0], Snapshot(model, optimizer)).draws is draws
